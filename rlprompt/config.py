@@ -1,0 +1,311 @@
+"""The typed configuration of a run: YAML plus `a.b=c` overrides fill these models; unknown keys are errors.
+
+A default is the paper's value where a paper has one (source beside it), and safe on a laptop otherwise.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rlprompt.errors import ConfigError, did_you_mean
+
+Range = tuple[float, float]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class TaskConfig(Section):
+    """Which examples, how many, and how the target reads them."""
+
+    name: str = "rotten-tomatoes"
+    """A built-in task, or the path of a task card (YAML)."""
+    shots: int | None = Field(16, ge=1)
+    """Examples per class in train, drawn by `split_seed`; None takes the whole split (RLPrompt: 16)."""
+    dev_shots: int | None = Field(32, ge=1)
+    """Examples per class in dev; None takes the whole split."""
+    split_seed: int = Field(0, ge=0)
+    test_limit: int | None = Field(None, ge=1)
+    """The first N test rows in file order; None takes all."""
+    template: str | list[dict[str, str]] | None = None
+    """Replaces the card's template."""
+    choices: list[str] | None = None
+    """Replaces the card's choices (index = label)."""
+
+
+class TargetConfig(Section):
+    """The frozen LLM that is prompted."""
+
+    name: str = "smollm2-135m-instruct"
+    """A model name (installed package, folder, hub id), `planted:LANDSCAPE` or `openai:MODEL`."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """"auto": bfloat16 where the device computes it faster (AVX512-BF16, AMX, CUDA), else float32."""
+    device: str = "auto"
+    revision: str | None = None
+    cache: Literal["on", "read-only", "refresh", "off"] = "off"
+    """The SQLite cache of answers, shared between runs."""
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the target, for example `base_url` or `kv_cache_bytes`."""
+
+
+class RewardConfig(Section):
+    """One component of the reward."""
+
+    name: str
+    """A registered name, or my_module:my_function."""
+    weight: float = 1.0
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+
+
+class StabiliserConfig(Section):
+    """One stabiliser; they are applied in the order of the list."""
+
+    name: str
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+
+
+class PolicyConfig(Section):
+    """The prompt policy: the only thing that is trained."""
+
+    kind: str = "lm-adaptor"
+    model: str = "smollm2-135m-instruct"
+    """The frozen LM under the adaptor; also names the tokenizer of `categorical`."""
+    revision: str | None = None
+    context: str = ""
+    """What the policy reads before it writes; empty means the tokenizer's BOS or EOS token, as published."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the policy's class: mode, hidden, top_k, fluent_top_k, logit_bias, ..."""
+
+
+class MaskConfig(Section):
+    """Which tokens may be written (see `rlprompt.masks`)."""
+
+    readable_ascii: bool = False
+    """Only tokens that are printable ASCII."""
+    word_start: bool = False
+    """Only tokens that begin a word (leading space), so that every token is a word or its beginning."""
+    no_repeat: bool = False
+    """A token may not occur twice in a prompt."""
+    candidates: list[str] | str | None = None
+    """Only the tokens of these texts: a list, or the path of a file with one text a line."""
+
+
+class EnvConfig(Section):
+    """The environment: `rlprompt/TokenPrompt-v0`."""
+
+    prompt_length: int = Field(5, ge=1)
+    """Tokens of a prompt; with `eos` the most tokens (RLPrompt: 5)."""
+    eos: bool = False
+    """Whether the policy may end the prompt earlier by writing EOS."""
+    num_envs: int = Field(16, ge=1)
+    """Prompts per iteration, scored in one call (RLPrompt: 16)."""
+    action: Literal["token", "sequence"] = "token"
+    """One token a step, or the whole prompt as one `MultiDiscrete` action."""
+    examples_per_step: int | None = Field(None, ge=1)
+    """Minibatch of train examples per iteration, stratified by class; None takes all (as published)."""
+    mask: MaskConfig = MaskConfig()
+
+
+class AlgorithmConfig(Section):
+    """How the policy learns."""
+
+    name: str = "ppo"
+    """ppo, sql, reinforce, or random (samples of the untrained policy: the baseline at equal budget)."""
+    iterations: int = Field(40, ge=1)
+    lr: float = Field(5e-5, gt=0)
+    """Adam's learning rate (RLPrompt: 5e-5, methods 1.2)."""
+    grad_clip: float = Field(5.0, gt=0)
+    """Largest gradient norm (RLPrompt: 5.0)."""
+    epochs: int = Field(2, ge=1)
+    """Passes over each batch (PPO only; SQL and REINFORCE make one)."""
+    minibatch_size: int | None = Field(None, ge=1)
+    """Episodes per gradient step; None takes the whole batch."""
+    gamma: float = Field(1.0, ge=0, le=1)
+    gae_lambda: float = Field(0.95, ge=0, le=1)
+    """GAE lambda (arXiv:1506.02438, eq. 16); used with baseline "critic"."""
+    baseline: Literal["none", "critic"] = "none"
+    """"critic" trains a value head and uses GAE; "none" takes the training reward itself as advantage, which is
+    right with the leave-one-out stabiliser."""
+    clip: float = Field(0.2, gt=0, lt=1)
+    """PPO ratio stays in [1 - clip, 1 + clip] (arXiv:1707.06347, eq. 7)."""
+    vf_coeff: float = Field(0.5, ge=0)
+    entropy_coeff: float = Field(0.0, ge=0)
+    kl_coeff: float = Field(0.0, ge=0)
+    """Weight of KL(policy || starting policy) per token, in the loss."""
+    sql_variant: Literal["v1", "v2", "v3", "v2_v3"] = "v2_v3"
+    """Soft Q-learning loss; v2_v3 is the published mix (v2 + v3) / 2."""
+    polyak: float = Field(0.001, gt=0, le=1)
+    """Target network step tau (RLPrompt: 0.001, before each update)."""
+    reward_shaping: tuple[Range, Range] = ((0.0, 1.0), (0.0, 5.0))
+    """SQL: linear map of the training reward from the first to the second range (RLPrompt FSC: [0,1] to [0,5])."""
+
+
+class BudgetConfig(Section):
+    """What the run may spend; None is unlimited. `max_target_calls` counts `used` (see the ledger)."""
+
+    max_target_calls: int | None = Field(None, ge=1)
+    max_target_tokens: int | None = Field(None, ge=1)
+    max_cost_usd: float | None = Field(None, gt=0)
+    max_wall_s: float | None = Field(None, gt=0)
+
+
+class SelectionConfig(Section):
+    """How the best prompt is chosen, on dev only."""
+
+    top: int = Field(16, ge=1)
+    """At the end, the top prompts by train reward are scored on dev, the best of them on dev is kept."""
+    every: int | None = Field(None, ge=1)
+    """Also score the policy's best new prompt on dev every so many iterations (counts in the budget)."""
+    by: Literal["accuracy", "reward"] = "accuracy"
+    """Criterion on dev; ties go to the other one."""
+    racing: bool = False
+    """Drop prompts early that cannot win any more: halve the field on growing parts of dev."""
+
+
+class RunSettings(Section):
+    """Where and how a run is kept."""
+
+    dir: str = "runs"
+    """Folder of all runs; the environment variable RLPROMPT_RUN_DIR wins over the default."""
+    checkpoint_every: int = Field(5, ge=1)
+    keep: int = Field(2, ge=1)
+    """Checkpoints kept."""
+    max_failed_fraction: float = Field(0.2, ge=0, le=1)
+    tensorboard: bool = True
+
+
+class RunConfig(Section):
+    """One training or search run."""
+
+    name: str = "run"
+    seed: int = Field(0, ge=0)
+    task: TaskConfig = TaskConfig()
+    target: TargetConfig = TargetConfig()
+    policy: PolicyConfig = PolicyConfig()
+    env: EnvConfig = EnvConfig()
+    reward: list[RewardConfig] = Field(default_factory=lambda: [RewardConfig(name="gap")], min_length=1)
+    stabilisers: list[StabiliserConfig] = Field(default_factory=list)
+    calibration: Literal["none", "median", "contextual"] = "none"
+    """Calibration of choice probabilities while training, fitted on train only."""
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    budget: BudgetConfig = BudgetConfig()
+    selection: SelectionConfig = SelectionConfig()
+    run: RunSettings = RunSettings()
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> RunConfig:
+        if self.algorithm.name == "sql" and self.algorithm.baseline == "critic":
+            raise ValueError("algorithm.baseline is 'critic' but sql has no critic; remove it")
+        over_prompts = {"leave-one-out", "z-score"} & {entry.name for entry in self.stabilisers}
+        if over_prompts and self.env.num_envs < 2:
+            raise ValueError(
+                f"stabiliser {sorted(over_prompts)[0]} compares the prompts of a step, but env.num_envs is "
+                f"{self.env.num_envs}; use at least 2"
+            )
+        return self
+
+
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """Reads a YAML file and applies `a.b=c` overrides (values are YAML).
+
+    Raises:
+        ConfigError: missing file, broken YAML, unknown key (with close matches) or a value out of range.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"configuration not found: {file}; check the path, or see 'rlprompt list recipes'")
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not valid YAML: {_one_line(error)}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{file} must hold a mapping of sections, got {type(data).__name__}")
+    return parse_config(data, overrides, source=str(file))
+
+
+def parse_config(
+    data: dict[str, Any], overrides: list[str] | tuple[str, ...] = (), *, source: str = "configuration"
+) -> RunConfig:
+    """Builds the configuration from a mapping and overrides; raises ConfigError as `load_config` does."""
+    merged = apply_overrides(data, overrides)
+    try:
+        return RunConfig.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {describe(error, RunConfig)}") from error
+
+
+def apply_overrides(data: dict[str, Any], overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    """Returns a copy of the mapping with every `a.b=c` set.
+
+    >>> apply_overrides({"seed": 1}, ["algorithm.lr=1e-3"])
+    {'seed': 1, 'algorithm': {'lr': 0.001}}
+    """
+    merged = _copy(data)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"override '{override}' is not of the form section.key=value")
+        place = merged
+        *parents, last = key.split(".")
+        for part in parents:
+            if not isinstance(place.setdefault(part, {}), dict):
+                raise ConfigError(f"override '{override}': '{part}' is not a section")
+            place = place[part]
+        place[last] = _scalar(text, override)
+    return merged
+
+
+def dump_config(config: RunConfig) -> str:
+    """Returns the resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def describe(error: ValidationError, model: type[BaseModel]) -> str:
+    """One line for the first mistake of a validation: where, what was got, what to do."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown key '{where}'{did_you_mean(str(first['loc'][-1]), _keys_at(model, first['loc'][:-1]))}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}, got {first['input']!r}" if where else message
+
+
+def _keys_at(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
+    current = model
+    for part in path:
+        if isinstance(part, int):
+            continue
+        annotation: Any = current.model_fields[part].annotation if part in current.model_fields else None
+        for inner in (annotation, *getattr(annotation, "__args__", ())):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                current = inner
+    return list(current.model_fields)
+
+
+def _scalar(text: str, override: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override '{override}' has a value that is not YAML: {_one_line(error)}") from error
+    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _copy(value: Any) -> Any:
+    return {key: _copy(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,130 @@
+"""Names -> "module:attribute", for everything that a configuration names.
+
+Built-in names are in the tables below; other packages add theirs through the entry-point groups
+`rlprompt.rewards`, `rlprompt.stabilisers`, `rlprompt.targets`, `rlprompt.policies` and `rlprompt.algorithms`.
+A name with a colon, `my_module:my_function`, is code of the user: it is imported only where the caller allows
+the module (`allow_modules`), and never from a run folder.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rlprompt.errors import ConfigError, UnknownNameError
+
+BUILT_IN: dict[str, dict[str, str]] = {
+    "rewards": {
+        "accuracy": "rlprompt.rewards.classification:Accuracy",
+        "gap": "rlprompt.rewards.classification:ProbabilityGap",
+        "log-probability": "rlprompt.rewards.classification:LogProbability",
+        "cross-entropy": "rlprompt.rewards.classification:CrossEntropy",
+        "exact-match": "rlprompt.rewards.generation:ExactMatch",
+        "token-f1": "rlprompt.rewards.generation:TokenF1",
+        "length": "rlprompt.rewards.generation:Length",
+        "fluency": "rlprompt.rewards.fluency:Fluency",
+    },
+    "stabilisers": {
+        "z-score": "rlprompt.rewards.stabilisers:ZScore",
+        "running-normalisation": "rlprompt.rewards.stabilisers:RunningNormalisation",
+        "clip": "rlprompt.rewards.stabilisers:Clip",
+        "linear-range": "rlprompt.rewards.stabilisers:LinearRange",
+        "leave-one-out": "rlprompt.rewards.stabilisers:LeaveOneOut",
+    },
+    "targets": {
+        "transformers": "rlprompt.targets.transformers:TransformersTarget",
+        "openai": "rlprompt.targets.openai:OpenAITarget",
+        "planted": "rlprompt.targets.planted:PlantedTarget",
+    },
+    "policies": {
+        "lm-adaptor": "rlprompt.policies.lm_adaptor:LMAdaptorPolicy",
+        "categorical": "rlprompt.policies.categorical:CategoricalPolicy",
+    },
+    "algorithms": {
+        "ppo": "rlprompt.algorithms.rllib.engine:fit",
+        "sql": "rlprompt.algorithms.rllib.engine:fit",
+        "reinforce": "rlprompt.algorithms.rllib.engine:fit",
+        "random": "rlprompt.search.random:fit",
+    },
+}
+
+
+def names(group: str) -> dict[str, str]:
+    """Returns every name of a group with its "module:attribute"; entry points do not replace built-in names."""
+    found = {entry.name: entry.value for entry in importlib.metadata.entry_points(group=f"rlprompt.{group}")}
+    return {**found, **BUILT_IN[group]}
+
+
+def resolve(
+    group: str, name: str, *, allow_modules: Sequence[str] = (), search_path: str | Path | None = None
+) -> Any:
+    """Imports what a name stands for.
+
+    Args:
+        group: "rewards", "stabilisers", "targets", "policies" or "algorithms".
+        name: a registered name, or `module:attribute`.
+        allow_modules: modules (with their submodules) that `module:attribute` may import.
+        search_path: folder of the user's configuration; modules that lie in it are allowed and importable.
+
+    Raises:
+        UnknownNameError: nothing is registered under the name.
+        ConfigError: the module is not allowed, cannot be imported or lacks the attribute.
+    """
+    if ":" in name:
+        module, _, attribute = name.partition(":")
+        _check_allowed(name, module, allow_modules, search_path)
+        with _importable(search_path):
+            return _load(group, name, module, attribute)
+    table = names(group)
+    if name not in table:
+        raise UnknownNameError(group.removesuffix("s"), name, table, "; or write it as my_module:my_name")
+    module, _, attribute = table[name].partition(":")
+    return _load(group, name, module, attribute)
+
+
+def _check_allowed(
+    name: str, module: str, allow_modules: Sequence[str], search_path: str | Path | None
+) -> None:
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise ConfigError(f"'{name}' is not of the form my_module:my_name")
+    for allowed in allow_modules:
+        if module == allowed or module.startswith(allowed + "."):
+            return
+    if search_path is not None:
+        base = Path(search_path).joinpath(*module.split("."))
+        if base.with_suffix(".py").is_file() or (base / "__init__.py").is_file():
+            return
+    raise ConfigError(
+        f"'{name}' names code outside the configuration's folder; put {module.split('.')[0]}.py beside the "
+        f"configuration, or allow it with --allow-module {module}"
+    )
+
+
+@contextmanager
+def _importable(search_path: str | Path | None) -> Iterator[None]:
+    if search_path is None:
+        yield
+        return
+    folder = str(Path(search_path).resolve())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def _load(group: str, name: str, module: str, attribute: str) -> Any:
+    try:
+        found: Any = importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"{group.removesuffix('s')} '{name}': cannot import {module}: {error}") from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise ConfigError(f"{group.removesuffix('s')} '{name}': {module} has no '{attribute}'")
+        found = getattr(found, part)
+    return found
