@@ -1,1 +1,42 @@
-"""Placeholder."""
+"""Prompt policies: the small trainable models that write prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlprompt.policies.base import PromptPolicy
+from rlprompt.policies.saving import load_policy
+from rlprompt.registry import resolve
+
+if TYPE_CHECKING:
+    from rlprompt.config import PolicyConfig
+
+__all__ = ["PromptPolicy", "build_policy", "load_policy"]
+
+
+def build_policy(
+    config: PolicyConfig,
+    *,
+    prompt_length: int,
+    seed: int,
+    allow_modules: tuple[str, ...] = (),
+    search_path: Path | None = None,
+) -> PromptPolicy:
+    """Builds the untrained policy of a configuration.
+
+    Args:
+        config: kind, frozen LM, context and the arguments of the kind.
+        prompt_length: the most tokens that it writes.
+        seed: the run's seed; the starting weights depend on it and on nothing else.
+        allow_modules: modules that a kind of the form my_module:MyPolicy may come from.
+        search_path: folder of the user's configuration, whose modules are allowed too.
+
+    Raises:
+        UnknownNameError: no such kind.
+        ModelNotFoundError: the frozen LM cannot be found.
+        ConfigError: an argument is unknown or out of range.
+    """
+    kind = resolve("policies", config.kind, allow_modules=allow_modules, search_path=search_path)
+    policy: PromptPolicy = kind(config, prompt_length=prompt_length, seed=seed)
+    return policy

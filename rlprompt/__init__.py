@@ -24,6 +24,7 @@ _LAZY = {
     "load_policy": "rlprompt.policies",
     "load_target": "rlprompt.targets",
     "load_task": "rlprompt.tasks",
+    "parse_config": "rlprompt.config",
     "evaluate": "rlprompt.evaluation",
     "train": "rlprompt.runs",
 }
@@ -31,15 +32,32 @@ _LAZY = {
 __all__ = ["__version__", *_LAZY]
 
 if TYPE_CHECKING:
-    from rlprompt.config import RunConfig, load_config
-    from rlprompt.evaluation import evaluate
-    from rlprompt.policies import load_policy
-    from rlprompt.runs import train
-    from rlprompt.scoring import Scorer
-    from rlprompt.targets import load_target
-    from rlprompt.targets.ledger import Ledger
-    from rlprompt.tasks import Task, load_task
-    from rlprompt.types import Example, Failure, Scores, TargetOutput, TargetRequest
+    from rlprompt.config import RunConfig as RunConfig
+    from rlprompt.config import load_config as load_config
+    from rlprompt.config import parse_config as parse_config
+    from rlprompt.evaluation import evaluate as evaluate
+    from rlprompt.policies import load_policy as load_policy
+    from rlprompt.runs import train as train
+    from rlprompt.scoring import Scorer as Scorer
+    from rlprompt.targets import load_target as load_target
+    from rlprompt.targets.ledger import Ledger as Ledger
+    from rlprompt.tasks import Task as Task
+    from rlprompt.tasks import load_task as load_task
+    from rlprompt.types import (
+        Example as Example,
+    )
+    from rlprompt.types import (
+        Failure as Failure,
+    )
+    from rlprompt.types import (
+        Scores as Scores,
+    )
+    from rlprompt.types import (
+        TargetOutput as TargetOutput,
+    )
+    from rlprompt.types import (
+        TargetRequest as TargetRequest,
+    )
 
 
 def __getattr__(name: str) -> Any:

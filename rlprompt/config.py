@@ -27,12 +27,16 @@ class TaskConfig(Section):
 
     name: str = "rotten-tomatoes"
     """A built-in task, or the path of a task card (YAML)."""
-    shots: int | None = Field(16, ge=1)
+    data: str | None = None
+    """Folder with train, dev and test files that replace the card's source."""
+    variant: Literal["default", "masked"] = "default"
+    """"masked" takes the card's template for masked LMs."""
+    shots: int | None = Field(default=16, ge=1)
     """Examples per class in train, drawn by `split_seed`; None takes the whole split (RLPrompt: 16)."""
-    dev_shots: int | None = Field(32, ge=1)
+    dev_shots: int | None = Field(default=32, ge=1)
     """Examples per class in dev; None takes the whole split."""
-    split_seed: int = Field(0, ge=0)
-    test_limit: int | None = Field(None, ge=1)
+    split_seed: int = Field(default=0, ge=0)
+    test_limit: int | None = Field(default=None, ge=1)
     """The first N test rows in file order; None takes all."""
     template: str | list[dict[str, str]] | None = None
     """Replaces the card's template."""
@@ -101,15 +105,15 @@ class MaskConfig(Section):
 class EnvConfig(Section):
     """The environment: `rlprompt/TokenPrompt-v0`."""
 
-    prompt_length: int = Field(5, ge=1)
+    prompt_length: int = Field(default=5, ge=1)
     """Tokens of a prompt; with `eos` the most tokens (RLPrompt: 5)."""
     eos: bool = False
     """Whether the policy may end the prompt earlier by writing EOS."""
-    num_envs: int = Field(16, ge=1)
+    num_envs: int = Field(default=16, ge=1)
     """Prompts per iteration, scored in one call (RLPrompt: 16)."""
     action: Literal["token", "sequence"] = "token"
     """One token a step, or the whole prompt as one `MultiDiscrete` action."""
-    examples_per_step: int | None = Field(None, ge=1)
+    examples_per_step: int | None = Field(default=None, ge=1)
     """Minibatch of train examples per iteration, stratified by class; None takes all (as published)."""
     mask: MaskConfig = MaskConfig()
 
@@ -119,30 +123,30 @@ class AlgorithmConfig(Section):
 
     name: str = "ppo"
     """ppo, sql, reinforce, or random (samples of the untrained policy: the baseline at equal budget)."""
-    iterations: int = Field(40, ge=1)
-    lr: float = Field(5e-5, gt=0)
+    iterations: int = Field(default=40, ge=1)
+    lr: float = Field(default=5e-5, gt=0)
     """Adam's learning rate (RLPrompt: 5e-5, methods 1.2)."""
-    grad_clip: float = Field(5.0, gt=0)
+    grad_clip: float = Field(default=5.0, gt=0)
     """Largest gradient norm (RLPrompt: 5.0)."""
-    epochs: int = Field(2, ge=1)
+    epochs: int = Field(default=2, ge=1)
     """Passes over each batch (PPO only; SQL and REINFORCE make one)."""
-    minibatch_size: int | None = Field(None, ge=1)
+    minibatch_size: int | None = Field(default=None, ge=1)
     """Episodes per gradient step; None takes the whole batch."""
-    gamma: float = Field(1.0, ge=0, le=1)
-    gae_lambda: float = Field(0.95, ge=0, le=1)
+    gamma: float = Field(default=1.0, ge=0, le=1)
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
     """GAE lambda (arXiv:1506.02438, eq. 16); used with baseline "critic"."""
     baseline: Literal["none", "critic"] = "none"
     """"critic" trains a value head and uses GAE; "none" takes the training reward itself as advantage, which is
     right with the leave-one-out stabiliser."""
-    clip: float = Field(0.2, gt=0, lt=1)
+    clip: float = Field(default=0.2, gt=0, lt=1)
     """PPO ratio stays in [1 - clip, 1 + clip] (arXiv:1707.06347, eq. 7)."""
-    vf_coeff: float = Field(0.5, ge=0)
-    entropy_coeff: float = Field(0.0, ge=0)
-    kl_coeff: float = Field(0.0, ge=0)
+    vf_coeff: float = Field(default=0.5, ge=0)
+    entropy_coeff: float = Field(default=0.0, ge=0)
+    kl_coeff: float = Field(default=0.0, ge=0)
     """Weight of KL(policy || starting policy) per token, in the loss."""
     sql_variant: Literal["v1", "v2", "v3", "v2_v3"] = "v2_v3"
     """Soft Q-learning loss; v2_v3 is the published mix (v2 + v3) / 2."""
-    polyak: float = Field(0.001, gt=0, le=1)
+    polyak: float = Field(default=0.001, gt=0, le=1)
     """Target network step tau (RLPrompt: 0.001, before each update)."""
     reward_shaping: tuple[Range, Range] = ((0.0, 1.0), (0.0, 5.0))
     """SQL: linear map of the training reward from the first to the second range (RLPrompt FSC: [0,1] to [0,5])."""
@@ -151,18 +155,18 @@ class AlgorithmConfig(Section):
 class BudgetConfig(Section):
     """What the run may spend; None is unlimited. `max_target_calls` counts `used` (see the ledger)."""
 
-    max_target_calls: int | None = Field(None, ge=1)
-    max_target_tokens: int | None = Field(None, ge=1)
-    max_cost_usd: float | None = Field(None, gt=0)
-    max_wall_s: float | None = Field(None, gt=0)
+    max_target_calls: int | None = Field(default=None, ge=1)
+    max_target_tokens: int | None = Field(default=None, ge=1)
+    max_cost_usd: float | None = Field(default=None, gt=0)
+    max_wall_s: float | None = Field(default=None, gt=0)
 
 
 class SelectionConfig(Section):
     """How the best prompt is chosen, on dev only."""
 
-    top: int = Field(16, ge=1)
+    top: int = Field(default=16, ge=1)
     """At the end, the top prompts by train reward are scored on dev, the best of them on dev is kept."""
-    every: int | None = Field(None, ge=1)
+    every: int | None = Field(default=None, ge=1)
     """Also score the policy's best new prompt on dev every so many iterations (counts in the budget)."""
     by: Literal["accuracy", "reward"] = "accuracy"
     """Criterion on dev; ties go to the other one."""
@@ -175,10 +179,10 @@ class RunSettings(Section):
 
     dir: str = "runs"
     """Folder of all runs; the environment variable RLPROMPT_RUN_DIR wins over the default."""
-    checkpoint_every: int = Field(5, ge=1)
-    keep: int = Field(2, ge=1)
+    checkpoint_every: int = Field(default=5, ge=1)
+    keep: int = Field(default=2, ge=1)
     """Checkpoints kept."""
-    max_failed_fraction: float = Field(0.2, ge=0, le=1)
+    max_failed_fraction: float = Field(default=0.2, ge=0, le=1)
     tensorboard: bool = True
 
 
@@ -186,7 +190,7 @@ class RunConfig(Section):
     """One training or search run."""
 
     name: str = "run"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     task: TaskConfig = TaskConfig()
     target: TargetConfig = TargetConfig()
     policy: PolicyConfig = PolicyConfig()
@@ -248,7 +252,7 @@ def apply_overrides(data: dict[str, Any], overrides: list[str] | tuple[str, ...]
     >>> apply_overrides({"seed": 1}, ["algorithm.lr=1e-3"])
     {'seed': 1, 'algorithm': {'lr': 0.001}}
     """
-    merged = _copy(data)
+    merged: dict[str, Any] = _copy(data)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:

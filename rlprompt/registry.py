@@ -54,15 +54,22 @@ BUILT_IN: dict[str, dict[str, str]] = {
 }
 
 
+SINGULAR = {
+    "rewards": "reward",
+    "stabilisers": "stabiliser",
+    "targets": "target",
+    "policies": "policy",
+    "algorithms": "algorithm",
+}
+
+
 def names(group: str) -> dict[str, str]:
     """Returns every name of a group with its "module:attribute"; entry points do not replace built-in names."""
     found = {entry.name: entry.value for entry in importlib.metadata.entry_points(group=f"rlprompt.{group}")}
     return {**found, **BUILT_IN[group]}
 
 
-def resolve(
-    group: str, name: str, *, allow_modules: Sequence[str] = (), search_path: str | Path | None = None
-) -> Any:
+def resolve(group: str, name: str, *, allow_modules: Sequence[str] = (), search_path: str | Path | None = None) -> Any:
     """Imports what a name stands for.
 
     Args:
@@ -79,17 +86,16 @@ def resolve(
         module, _, attribute = name.partition(":")
         _check_allowed(name, module, allow_modules, search_path)
         with _importable(search_path):
+            _forget_other_file(module, search_path)
             return _load(group, name, module, attribute)
     table = names(group)
     if name not in table:
-        raise UnknownNameError(group.removesuffix("s"), name, table, "; or write it as my_module:my_name")
+        raise UnknownNameError(SINGULAR[group], name, table, "; or write it as my_module:my_name")
     module, _, attribute = table[name].partition(":")
     return _load(group, name, module, attribute)
 
 
-def _check_allowed(
-    name: str, module: str, allow_modules: Sequence[str], search_path: str | Path | None
-) -> None:
+def _check_allowed(name: str, module: str, allow_modules: Sequence[str], search_path: str | Path | None) -> None:
     if not all(part.isidentifier() for part in module.split(".")):
         raise ConfigError(f"'{name}' is not of the form my_module:my_name")
     for allowed in allow_modules:
@@ -116,6 +122,18 @@ def _importable(search_path: str | Path | None) -> Iterator[None]:
         yield
     finally:
         sys.path.remove(folder)
+
+
+def _forget_other_file(module: str, search_path: str | Path | None) -> None:
+    """Drops a module of the same name that came from another folder, else its code would be used silently."""
+    known = sys.modules.get(module)
+    if known is None or search_path is None or not getattr(known, "__file__", None):
+        return
+    base = Path(search_path).resolve().joinpath(*module.split("."))
+    beside = [path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()]
+    if beside and Path(str(known.__file__)).resolve() not in beside:
+        del sys.modules[module]
+        importlib.invalidate_caches()
 
 
 def _load(group: str, name: str, module: str, attribute: str) -> Any:

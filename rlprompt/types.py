@@ -40,9 +40,11 @@ class Failure:
     where: str
     """The boundary that failed: "target" or "reward"."""
     kind: str
-    """"timeout", "rate-limit", "http", "malformed", "connection", "exception", "nan", "too-long", "empty"."""
+    """One of "timeout", "rate-limit", "http", "malformed", "connection", "unsupported", "exception", "nan",
+    "too-long", "empty"."""
     message: str
     attempts: int = 1
+    """How often it was tried; 0: never sent, so nothing was paid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True)
 class TargetRequest:
-    """One question to the frozen target. Which one is asked follows from the fields:
+    """One question to the frozen target. Which one is asked follows from the fields.
 
     `choices`: the log-probability of each choice as the continuation, normalised over the choices.
     `continuation`: the log-likelihood of that text as the continuation (sum over its tokens).
@@ -226,13 +228,15 @@ class RunContext(Protocol):
         scores: Scores | None,
         metrics: Mapping[str, float],
         state: Any,
+        training_rewards: FloatArray | None = None,
     ) -> None:
         """Records one finished iteration: events, scored prompts, progress, and a checkpoint when one is due.
 
         Args:
             iteration: number of the iteration that ended, from 0.
             scores: the prompts of this iteration with their scores; None when none was scored.
-            metrics: numbers of the iteration (loss, entropy, ...), flat names.
+            metrics: numbers of the iteration (loss, entropy, ...), flat names; those under `time/` are volatile.
             state: callable without arguments that returns the algorithm's state as a nested dict of arrays and
-                JSON values; called only when a checkpoint is written.
+                JSON values; called once, so that a stop in the middle of the next iteration can still save this one.
+            training_rewards: the stabilised rewards (P,) of the prompts.
         """

@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""Prompt search on the same task, target, reward and ledger as the policies."""

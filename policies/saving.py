@@ -1,0 +1,206 @@
+"""Policies on disk: `policy.safetensors` (what was trained) and `policy.json` (what it was trained on top of).
+
+`policy.json` holds no paths and names no code: the kind is one of the built-in policies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from rlprompt.config import PolicyConfig, describe
+from rlprompt.errors import CheckpointError, ConfigError
+from rlprompt.models import resolve_model
+from rlprompt.policies.base import PromptPolicy
+from rlprompt.registry import BUILT_IN, resolve
+from rlprompt.types import Json
+
+FORMAT_VERSION = 1
+WEIGHTS, DESCRIPTION = "policy.safetensors", "policy.json"
+
+
+def save_policy(policy: PromptPolicy, folder: Path, extra: Json | None = None) -> None:
+    """Writes a policy so that `load_policy` finds it; the description comes last, and each file appears whole.
+
+    Args:
+        policy: what to save.
+        folder: made where it does not exist.
+        extra: further JSON values; `parent` (what the policy came from) gets a place of its own, the others go under
+            `extra`.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+        ConfigError: `extra` holds something that JSON does not know.
+    """
+    import safetensors.torch
+
+    weights = safetensors.torch.save(policy.trainable_state())
+    description = _description(policy, dict(extra or {}))
+    description["weights_sha256"] = hashlib.sha256(weights).hexdigest()
+    try:
+        text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the policy's further values must be JSON: {error}") from error
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / WEIGHTS, weights)
+        _write(folder / DESCRIPTION, text.encode("utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"cannot write the policy to {folder}: {error}") from error
+
+
+def load_policy(path: str | Path, *, model: str | None = None) -> PromptPolicy:
+    """Loads a saved policy.
+
+    Args:
+        path: an exported folder, or a run folder (its best policy).
+        model: the frozen LM, where it is not found under the saved name (a local folder, for example).
+
+    Returns:
+        The policy on the CPU, in evaluation mode.
+
+    Raises:
+        ConfigError: nothing is saved there.
+        CheckpointError: a file is truncated or altered, or the frozen LM is another one than in training.
+        ModelNotFoundError: the frozen LM is not on this machine.
+    """
+    folder = _policy_folder(Path(path))
+    description = _read_description(folder / DESCRIPTION)
+    base = description["base"]
+    try:
+        config = PolicyConfig(
+            kind=description["kind"],
+            model=model or base["name"],
+            revision=None if model else base["revision"],
+            context=description["context"],
+            dtype=description["dtype"],
+            kwargs=description["kwargs"],
+        )
+    except ValidationError as error:
+        raise CheckpointError(f"{folder / DESCRIPTION}: {describe(error, PolicyConfig)}") from error
+    if base["source"] == "folder" and model is None:
+        raise ConfigError(f"{folder}: its LM '{base['name']}' was a local folder; give it with load_policy(model=...)")
+    found = resolve_model(config.model, config.revision)
+    same_source = found.source == base["source"]  # a checksum covers the files of its source
+    if base["sha256"] is not None and same_source and found.sha256 != base["sha256"]:
+        raise CheckpointError(
+            f"{folder} was trained on another version of '{base['name']}'; install that one, or export it again"
+        )
+    kind = resolve("policies", description["kind"])
+    policy: PromptPolicy = kind(config, prompt_length=description["prompt_length"], seed=0)
+    if policy.vocabulary_size != description["vocabulary_size"]:
+        raise CheckpointError(
+            f"{folder}: trained with {description['vocabulary_size']} tokens, '{config.model}' has "
+            f"{policy.vocabulary_size}"
+        )
+    policy.load_trainable_state(_read_weights(folder / WEIGHTS, description["weights_sha256"]))
+    return policy.eval()
+
+
+def _description(policy: PromptPolicy, extra: Json) -> Json:
+    config = policy.config
+    reference = resolve_model(config.model, config.revision)
+    local = reference.source == "folder"
+    name = Path(reference.path).name if local else reference.name
+    return {
+        "format_version": FORMAT_VERSION,
+        "kind": policy.kind,
+        "kwargs": policy.settings.model_dump(mode="json"),
+        "base": {
+            "name": name,
+            "revision": reference.revision,
+            "sha256": reference.sha256,
+            "source": reference.source,
+        },
+        "tokenizer": name,
+        "dtype": config.dtype,
+        "vocabulary_size": policy.vocabulary_size,
+        "prompt_length": policy.prompt_length,
+        "context": config.context,
+        "decoding": _decoding(policy),
+        "parent": extra.pop("parent", None),
+        "extra": extra,
+    }
+
+
+def _decoding(policy: PromptPolicy) -> Json:
+    settings = policy.settings.model_dump(mode="json")
+    names = ("top_k", "top_p", "fluent_top_k", "temperature", "logit_bias")
+    return {name: settings[name] for name in names if name in settings}
+
+
+def _policy_folder(path: Path) -> Path:
+    for folder in (path, path / "best", path / "best" / "policy"):
+        if (folder / DESCRIPTION).is_file():
+            return folder
+    raise ConfigError(f"no policy at {path}: neither {DESCRIPTION} nor best/{DESCRIPTION}; check the path")
+
+
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "kind": str,
+    "kwargs": dict,
+    "base": dict,
+    "dtype": str,
+    "vocabulary_size": int,
+    "prompt_length": int,
+    "context": str,
+    "weights_sha256": str,
+}
+
+
+def _read_description(file: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read, or is cut off: {_one_line(error)}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{file} must hold a JSON object, got {type(data).__name__}")
+    if data.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{file} has format_version {data.get('format_version')!r}, this version reads {FORMAT_VERSION}"
+        )
+    for name, kind in _FIELDS.items():
+        if not isinstance(data.get(name), kind):
+            raise CheckpointError(f"{file}: '{name}' is missing or of the wrong type")
+    base = data["base"]
+    for name in ("name", "revision", "sha256", "source"):
+        if name not in base or not (isinstance(base[name], str) or (base[name] is None and name != "name")):
+            raise CheckpointError(f"{file}: 'base.{name}' is missing or of the wrong type")
+    if data["kind"] not in BUILT_IN["policies"]:
+        raise CheckpointError(f"{file}: '{data['kind'][:80]}' is not a built-in policy; nothing else is loaded")
+    return data
+
+
+def _read_weights(file: Path, sha256: str) -> dict[str, Any]:
+    import safetensors
+    import safetensors.torch
+
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"the policy's weights cannot be read: {_one_line(error)}") from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise CheckpointError(f"{file} is truncated or altered: its checksum is not that of {DESCRIPTION}")
+    try:
+        return safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{file} is not a safetensors file: {_one_line(error)}") from error
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Writes a file so that it is either the old or the whole new one, also after a crash."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

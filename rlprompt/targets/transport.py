@@ -1,0 +1,407 @@
+"""HTTP for API targets: bounded concurrency, one retry loop, a deadline per attempt, typed failures.
+
+Every way in which a call can fail ends as a `CallFailed` with a kind; nothing that is reported holds the key. No
+redirect is followed, so that the key only ever reaches the configured server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import ssl
+import threading
+import time
+import weakref
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+
+import httpx
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
+
+from rlprompt.errors import ConfigError
+from rlprompt.types import Json
+
+T = TypeVar("T")
+
+_RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
+_MAX_REPLY_BYTES = 32 * 2**20
+_SHORTEST_SECRET = 8
+"""Shorter keys ("none", "EMPTY") are no secrets, and replacing them would garble messages."""
+
+
+class CallFailed(Exception):  # noqa: N818 - caught by the target, which turns it into a Failure
+    """A call that brought no usable answer.
+
+    Args:
+        kind: as in `rlprompt.types.Failure`, and "unsupported" where the server cannot answer such a question.
+        message: one line without secrets.
+        status: the HTTP status, if there was one.
+        retry: whether another attempt may help.
+        retry_after: seconds that the server asked to wait.
+        usage: (prompt, completion) tokens that the failed call reported.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        message: str,
+        *,
+        status: int | None = None,
+        retry: bool = False,
+        retry_after: float | None = None,
+        usage: tuple[int, int] = (0, 0),
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.status = status
+        self.retry = retry
+        self.retry_after = retry_after
+        self.usage = usage
+        self.attempts = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How hard a server may be asked."""
+
+    concurrency: int = 16
+    """Calls in flight at the same time, over all threads that share the target."""
+    requests_per_minute: float | None = None
+    """Most attempts a minute, evenly spaced; None is unlimited."""
+    max_attempts: int = 5
+    """Attempts per call, the first included."""
+    timeout_s: float = 60.0
+    """Deadline of one attempt, from the connection to the last byte."""
+    backoff_s: float = 0.5
+    """Wait after the first failed attempt; it doubles with every further one."""
+    max_wait_s: float = 60.0
+    """Longest wait between two attempts; a server that asks for a longer one is given up."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a number out of range."""
+        for name, least in (("concurrency", 1), ("max_attempts", 1), ("backoff_s", 0), ("max_wait_s", 0)):
+            _check_number(name, getattr(self, name), least)
+        _check_number("timeout_s", self.timeout_s, 0.001)
+        if self.requests_per_minute is not None:
+            _check_number("requests_per_minute", self.requests_per_minute, 0.001)
+
+
+class Pace:
+    """Spaces attempts and holds all of them back while the server asked for a pause; safe between threads."""
+
+    def __init__(self, requests_per_minute: float | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._interval = 60.0 / requests_per_minute if requests_per_minute else 0.0
+        self._clock = clock
+        self._next = 0.0
+        self._lock = threading.Lock()
+
+    def delay(self) -> float:
+        """Returns 0 and takes the turn, or the seconds after which to ask again."""
+        with self._lock:
+            now = self._clock()
+            if now < self._next:
+                return self._next - now
+            self._next = now + self._interval
+            return 0.0
+
+    def pause(self, seconds: float) -> None:
+        """Nobody gets a turn for so many seconds."""
+        with self._lock:
+            self._next = max(self._next, self._clock() + seconds)
+
+
+class Transport:
+    """Posts JSON to one base URL, on an event loop of its own in a thread of its own.
+
+    It works inside and outside a running event loop, and from any number of threads.
+
+    Args:
+        base_url: http or https, without user, query or fragment.
+        limits: concurrency, pace, attempts and deadlines.
+
+    Raises:
+        ConfigError: not a usable base URL.
+    """
+
+    def __init__(self, base_url: str, limits: Limits) -> None:
+        self.base_url = check_base_url(base_url)
+        self.limits = limits
+        self._pace = Pace(limits.requests_per_minute)
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._stop: Callable[[], object] | None = None
+        self._process = 0
+
+    def call(self, work: Callable[[Session], Coroutine[Any, Any, T]], key: str | None) -> T:
+        """Runs `work` on the loop and waits for it; an interrupt of the waiting thread cancels it.
+
+        Args:
+            work: coroutine function that posts through the session.
+            key: the API key, sent as bearer token; None for a server that needs none.
+        """
+        loop = self._running_loop()
+        future = asyncio.run_coroutine_threadsafe(work(Session(self, key)), loop)
+        try:
+            return future.result()
+        finally:
+            if not future.done():
+                future.cancel()
+
+    def close(self) -> None:
+        """Closes connections and ends the thread; the next call starts a new one."""
+        with self._lock:
+            stop, thread = self._stop, self._thread
+            self._stop = self._loop = self._thread = None
+        if stop is not None and thread is not None:
+            stop()
+            thread.join(timeout=5)
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None or self._process != os.getpid():  # threads do not survive a fork
+                loop = asyncio.new_event_loop()
+                self._loop, self._process = loop, os.getpid()
+                self.slots = asyncio.Semaphore(self.limits.concurrency)
+                self.client = self._new_client()
+                self._thread = threading.Thread(target=_serve, args=(loop,), name="rlprompt-http", daemon=True)
+                self._thread.start()
+                self._stop = weakref.finalize(self, _stop, loop, self.client, os.getpid())
+            return self._loop
+
+    def _new_client(self) -> httpx.AsyncClient:
+        url = httpx.URL(self.base_url)
+        # A server on this machine is never behind a proxy; others may be, as the environment says.
+        local = url.host in ("127.0.0.1", "localhost", "::1")
+        # Plain HTTP to this machine needs no certificates; reading the system's takes longer than the call.
+        plain = local and url.scheme == "http"
+        return httpx.AsyncClient(
+            verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if plain else True,
+            timeout=self.limits.timeout_s,
+            limits=httpx.Limits(max_connections=self.limits.concurrency),
+            follow_redirects=False,
+            trust_env=not local,
+        )
+
+
+class Session:
+    """What a coroutine posts through: the transport with the key of this call."""
+
+    def __init__(self, transport: Transport, key: str | None) -> None:
+        self._transport = transport
+        self._key = key
+
+    def __repr__(self) -> str:
+        """Shows nothing of the key."""
+        return "Session()"
+
+    async def post(self, path: str, body: Json, position: int) -> Json:
+        """Posts until an answer is there or attempts are used up.
+
+        Args:
+            path: below the base URL, for example "chat/completions".
+            body: the JSON body.
+            position: index of the request in its batch; spreads the waits of a batch that failed together.
+
+        Raises:
+            CallFailed: with its kind, a message and the number of attempts.
+        """
+        content = json.dumps(body).encode("ascii")
+        limits = self._transport.limits
+        retrying = AsyncRetrying(
+            stop=stop_after_attempt(limits.max_attempts),
+            wait=lambda state: self._wait(state, position),
+            retry=retry_if_exception(lambda error: isinstance(error, CallFailed) and error.retry),
+            reraise=True,
+        )
+        try:
+            reply: Json = await retrying(self._attempt, path, content)
+        except CallFailed as error:
+            error.attempts = int(retrying.statistics.get("attempt_number", 1))
+            raise
+        return reply
+
+    def redact(self, text: str) -> str:
+        """Returns the text without the key and the base URL."""
+        if self._key is not None and len(self._key) >= _SHORTEST_SECRET:
+            text = text.replace(self._key, "[redacted]")
+        return text.replace(self._transport.base_url, "[base_url]")
+
+    async def _attempt(self, path: str, content: bytes) -> Json:
+        transport = self._transport
+        headers = {"content-type": "application/json"}
+        if self._key is not None:
+            headers["authorization"] = f"Bearer {self._key}"
+        async with transport.slots:
+            while (delay := transport._pace.delay()) > 0:
+                await asyncio.sleep(delay)
+            try:
+                # httpx limits each read; only a deadline stops a server that sends a byte at a time.
+                async with (
+                    asyncio.timeout(transport.limits.timeout_s),
+                    transport.client.stream(
+                        "POST", f"{transport.base_url}/{path}", content=content, headers=headers
+                    ) as response,
+                ):
+                    reply = await _read(response)
+            except (TimeoutError, httpx.TimeoutException) as error:
+                seconds = transport.limits.timeout_s
+                raise CallFailed("timeout", f"no answer within {seconds:g} s", retry=True) from error
+            except httpx.RequestError as error:
+                message = self._line(f"{type(error).__name__}: {error}")
+                raise CallFailed("connection", message, retry=True) from error
+        return self._judge(response, reply)
+
+    def _judge(self, response: httpx.Response, reply: bytes | None) -> Json:
+        """Returns the JSON of a good reply; raises CallFailed for every other one."""
+        status = response.status_code
+        parsed = _parse(reply)
+        if response.is_success:
+            if isinstance(parsed, dict) and "error" not in parsed:
+                return parsed
+            what = "an error" if isinstance(parsed, dict) else "no JSON object"
+            raise CallFailed(
+                "malformed", f"HTTP {status} with {what}", status=status, retry=not isinstance(parsed, dict)
+            )
+        message = self._line(f"HTTP {status}: {_error_text(parsed, reply)}")
+        wait = _retry_after(response.headers.get("retry-after"))
+        if status == 429:
+            final = _error_code(parsed) == "insufficient_quota" or (wait or 0.0) > self._transport.limits.max_wait_s
+            if wait is not None and not final:
+                self._transport._pace.pause(wait)
+            raise CallFailed("rate-limit", message, status=status, retry=not final, retry_after=wait)
+        if status in (400, 413, 422) and _is_too_long(parsed, message):
+            raise CallFailed("too-long", message, status=status)
+        retry = status in _RETRIED_STATUS and (wait or 0.0) <= self._transport.limits.max_wait_s
+        raise CallFailed("http", message, status=status, retry=retry, retry_after=wait)
+
+    def _wait(self, state: RetryCallState, position: int) -> float:
+        limits = self._transport.limits
+        error = state.outcome.exception() if state.outcome is not None else None
+        asked = error.retry_after if isinstance(error, CallFailed) else None
+        # The golden ratio spreads neighbours evenly over [0.75, 1.25): jitter without a random number.
+        spread = 0.75 + 0.5 * (position * 0.6180339887 % 1.0)
+        backoff = limits.backoff_s * 2.0 ** min(state.attempt_number - 1, 30) * spread
+        return max(min(backoff, limits.max_wait_s), asked or 0.0)
+
+    def _line(self, text: str) -> str:
+        return " ".join(self.redact(text).split())[:300]
+
+
+def check_base_url(base_url: str) -> str:
+    """Returns the base URL without a trailing slash; raises ConfigError for one that is not usable."""
+    problem = ""
+    try:
+        url = httpx.URL(base_url)
+    except (httpx.InvalidURL, TypeError):
+        problem = "is not a URL"
+    else:
+        if url.scheme not in ("http", "https") or not url.host:
+            problem = "must begin with http:// or https:// and name a host"
+        elif url.userinfo or url.query or url.fragment:
+            problem = "must hold no user, password, query or fragment"
+    if problem:  # the URL itself is not repeated: it may hold a key
+        raise ConfigError(f"base_url {problem}; give it like http://localhost:8000/v1 and the key by api_key_env")
+    return base_url.rstrip("/")
+
+
+def read_key(variable: str) -> str | None:
+    """Returns the API key from the environment, or None where the variable is unset or empty.
+
+    Raises:
+        ConfigError: the value cannot be sent in a header.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        return None
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise ConfigError(f"the key in the environment variable {variable} holds characters that no key has")
+    return key
+
+
+def _stop(loop: asyncio.AbstractEventLoop, client: httpx.AsyncClient, process: int) -> None:
+    """Ends a transport's thread without waiting; does nothing in a process that inherited it by a fork."""
+
+    async def shut() -> None:
+        await client.aclose()
+        loop.stop()
+
+    if process == os.getpid() and not loop.is_closed():
+        asyncio.run_coroutine_threadsafe(shut(), loop)
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
+
+
+async def _read(response: httpx.Response) -> bytes | None:
+    """Reads the body; None for one that is larger than any answer."""
+    parts, size = [], 0
+    async for part in response.aiter_bytes():
+        parts.append(part)
+        size += len(part)
+        if size > _MAX_REPLY_BYTES:
+            return None
+    return b"".join(parts)
+
+
+def _parse(reply: bytes | None) -> Any:
+    try:
+        return None if reply is None else json.loads(reply)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _error(parsed: Any) -> Any:
+    return parsed.get("error", parsed) if isinstance(parsed, dict) else None
+
+
+def _error_text(parsed: Any, reply: bytes | None) -> str:
+    error = _error(parsed)
+    if isinstance(error, dict) and isinstance(error.get("message"), str):
+        return str(error["message"])
+    return error if isinstance(error, str) else (reply or b"").decode("utf-8", "replace")
+
+
+def _error_code(parsed: Any) -> str:
+    error = _error(parsed)
+    return str(error.get("code")) if isinstance(error, dict) else ""
+
+
+def _is_too_long(parsed: Any, message: str) -> bool:
+    text = message.lower()
+    return _error_code(parsed) == "context_length_exceeded" or any(
+        words in text for words in ("context length", "maximum context", "context window", "too many tokens")
+    )
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Reads a Retry-After header: seconds, or a date; None where there is none or it says nothing."""
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            date = parsedate_to_datetime(value)
+        except (TypeError, ValueError):
+            return None
+        if date.tzinfo is None:
+            date = date.replace(tzinfo=UTC)
+        seconds = (date - datetime.now(UTC)).total_seconds()
+    return max(seconds, 0.0) if math.isfinite(seconds) else None
+
+
+def _check_number(name: str, value: Any, least: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
+        raise ConfigError(f"{name} must be a number of at least {least:g}, got {value!r}")

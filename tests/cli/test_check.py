@@ -1,0 +1,85 @@
+"""`rlprompt check`."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rlprompt.cli.main import main
+from rlprompt.targets.planted import PlantedTarget
+from rlprompt.types import TargetOutput, TargetRequest
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of all target calls."""
+    sizes: list[int] = []
+    run = PlantedTarget.run
+
+    def counted(self: PlantedTarget, requests: list[TargetRequest]) -> list[TargetOutput]:
+        sizes.append(len(requests))
+        return run(self, requests)
+
+    monkeypatch.setattr(PlantedTarget, "run", counted)
+    return sizes
+
+
+def test_it_says_what_is_resolved_what_the_rewards_give_and_what_the_run_costs(
+    small_config: Callable[..., Path], capsys: pytest.CaptureFixture[str], asked: list[int]
+) -> None:
+    assert main(["check", str(small_config(reward=[{"name": "gap"}, {"name": "accuracy", "weight": 2.0}]))]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "task planted: 4 train, 4 dev, 8 test rows, choices ' no', ' yes'" in lines
+    # made-up outputs give 0.9 to one of two choices: gold gap 0.8 * 200, wrong gap -0.8 * 180, empty gap 0
+    assert any(line.startswith("gap 1 160.0000 -144.0000 0.0000") for line in lines)
+    assert any(line.startswith("accuracy 2 1.0000 0.0000 0.0000") for line in lines)
+    # 3 iterations * 4 prompts * 4 train rows, and the best 2 prompts on 4 dev rows
+    assert "calls for training 48" in lines
+    assert "calls for selection on dev 8" in lines
+    assert any(line.startswith("the run, at most 56 calls") for line in lines)
+    assert 0 < sum(asked) <= 8
+
+
+@pytest.mark.parametrize("calibration", ["none", "median", "contextual"])
+def test_at_most_eight_target_calls_are_made(
+    calibration: str, small_config: Callable[..., Path], asked: list[int]
+) -> None:
+    task = {"name": "planted", "shots": 16, "dev_shots": 16}
+    assert main(["check", str(small_config(task=task)), f"calibration={calibration}"]) == 0
+    assert 0 < sum(asked) <= 8
+
+
+def test_a_budget_below_one_iteration_is_warned_about(
+    small_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(small_config()), "budget.max_target_calls=10"]) == 0
+    assert "the budget of 10 calls ends before the first iteration, which needs 16" in capsys.readouterr().out
+    assert main(["check", str(small_config()), "budget.max_target_calls=50"]) == 0
+    assert "the budget may end the run before its 3 iterations" in capsys.readouterr().out
+
+
+def test_a_target_that_never_answers_fails_the_check(
+    small_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = {"name": "planted:separable", "kwargs": {"failure_rate": 1.0}}
+    assert main(["check", str(small_config(target=target))]) == 1
+    assert "error: all 4 scored examples failed: " in capsys.readouterr().err
+
+
+def test_a_reward_beside_the_configuration_is_found_and_tried(
+    small_config: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "check_reward_here.py").write_text(
+        "def mine(*, outputs, **columns):\n    return [1.5 for _ in outputs]\n"
+    )
+    assert main(["check", str(small_config(reward=[{"name": "check_reward_here:mine"}]))]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "check_reward_here:mine 1 1.5000 1.5000 1.5000" in shown
+
+
+def test_code_elsewhere_needs_an_allowance(
+    small_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(small_config(reward=[{"name": "os:system"}]))
+    assert main(["check", config]) == 2
+    assert "allow it with --allow-module os" in capsys.readouterr().err

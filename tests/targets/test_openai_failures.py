@@ -1,0 +1,330 @@
+"""The checks T7 (failure injection), T10 (budget), T11 (cache) and T12 (secrets) for API targets."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import logging
+import sys
+import threading
+import time
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from rlprompt.config import BudgetConfig
+from rlprompt.errors import BudgetExceededError
+from rlprompt.targets.cache import CachedTarget, ResponseCache
+from rlprompt.targets.ledger import Ledger, Price
+from rlprompt.targets.openai import OpenAITarget
+from rlprompt.targets.transport import Pace
+from rlprompt.types import Rendered, TargetRequest
+
+
+def _mock_module() -> ModuleType:
+    name = "rlprompt_tests_mock_server"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("mock_server.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+mock = _mock_module()
+MockServer = mock.MockServer
+Fault = mock.Fault
+make_target = mock.make_target
+failure_of = mock.failure_of
+
+KEY = "sk-canary-0123456789abcdef"
+TEXT = TargetRequest(Rendered(text="It was"), max_tokens=8)
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+
+
+# --- T7: failures ---
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "attempts"),
+    [
+        (Fault("status", 429, {"retry-after": "0"}), "rate-limit", 3),
+        (Fault("status", 429, body={"error": {"code": "insufficient_quota"}}), "rate-limit", 1),
+        (Fault("status", 500), "http", 3),
+        (Fault("status", 503), "http", 3),
+        (Fault("status", 400), "http", 1),
+        (Fault("status", 401), "http", 1),
+        (Fault("status", 302, {"location": "/v1/elsewhere"}), "http", 1),
+        (Fault("status", 400, body={"error": {"code": "context_length_exceeded"}}), "too-long", 1),
+        (Fault("status", 400, body={"message": "maximum context length is 8"}), "too-long", 1),
+        (Fault("status", 502, body="<html>bad gateway</html>"), "http", 3),
+        (Fault("malformed"), "malformed", 3),
+        (Fault("cut"), "malformed", 3),
+        (Fault("array"), "malformed", 3),
+        (Fault("oversized"), "malformed", 3),
+        (Fault("error-200"), "malformed", 1),
+        (Fault("empty"), "empty", 1),
+        (Fault("null"), "empty", 1),
+        (Fault("reset"), "connection", 3),
+        (Fault("short"), "connection", 3),
+    ],
+    ids=lambda value: f"{value.kind}-{value.status}" if isinstance(value, Fault) else str(value),
+)
+def test_t7_every_fault_is_a_typed_failure_after_bounded_attempts(fault: Any, kind: str, attempts: int) -> None:
+    with MockServer(faults=lambda number, body: fault) as server:
+        (output,) = make_target(server, max_attempts=3).run([TEXT])
+    assert failure_of(output) == (kind, attempts)
+    assert len(server.calls) == attempts  # one retry loop: no hidden one multiplies it
+
+
+@pytest.mark.parametrize("kind", ["hang", "drip"])
+def test_t7_a_deadline_ends_slow_answers(kind: str) -> None:
+    with MockServer(faults=lambda number, body: Fault(kind)) as server:
+        start = time.monotonic()
+        (output,) = make_target(server, max_attempts=2, timeout_s=0.2).run([TEXT])
+        assert time.monotonic() - start < 4  # the hanging answer takes 30 s, the dripping one 5 s
+    assert failure_of(output) == ("timeout", 2)
+    assert len(server.calls) == 2
+
+
+def test_t7_nobody_listening_is_a_connection_failure() -> None:
+    with MockServer() as server:
+        pass
+    (output,) = make_target(server, max_attempts=2).run([TEXT])
+    assert failure_of(output) == ("connection", 2)
+
+
+@pytest.mark.parametrize("fault", [Fault("status", 429), Fault("malformed"), Fault("reset"), Fault("short")])
+def test_t7_a_passing_fault_is_retried_to_the_right_answer(fault: Any) -> None:
+    with MockServer(faults=[fault, fault]) as server:
+        (output,) = make_target(server).run([TEXT])
+    assert output.text == "echo: It was"
+    assert len(server.calls) == 3
+
+
+def test_t7_one_failure_does_not_touch_its_neighbours() -> None:
+    requests = [replace(TEXT, rendered=Rendered(text=f"number {index}")) for index in range(10)]
+    with MockServer(
+        faults=lambda number, body: Fault("status", 400) if body["messages"][-1]["content"] == "number 3" else None
+    ) as server:
+        outputs = make_target(server).run(requests)
+    assert [index for index, output in enumerate(outputs) if output.failure is not None] == [3]
+
+
+def test_t7_an_empty_text_is_an_answer_and_not_a_failure() -> None:
+    with MockServer(answer=lambda body: "") as server:
+        (output,) = make_target(server).run([TEXT])
+    assert (output.text, output.failure) == ("", None)
+
+
+def test_t7_a_missing_usage_reaches_the_ledger_as_missing() -> None:
+    with MockServer(faults=[Fault("no-usage")]) as server:
+        target, ledger = make_target(server), Ledger()
+        (estimate,) = target.count_tokens([TEXT])
+        with ledger.reserve(1, estimate) as reservation:
+            reservation.settle(target.run([TEXT]))
+    assert ledger.snapshot()["used"]["tokens"] == estimate
+
+
+def test_retry_after_is_honoured_and_holds_everybody_back() -> None:
+    with MockServer(faults=[Fault("status", 429, {"retry-after": "0.4"})]) as server:
+        outputs = make_target(server, concurrency=1, backoff_s=0.001).run([TEXT] * 3)
+    assert [output.failure for output in outputs] == [None] * 3
+    first, *others = [call.seconds for call in server.calls]
+    assert len(others) == 3
+    assert min(others) - first >= 0.39
+
+
+def test_retry_after_may_be_a_date() -> None:
+    def soon(number: int, body: Any) -> Any:
+        # Dates have whole seconds: this one lies 1 to 2 s ahead.
+        date = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
+        return Fault("status", 503, {"retry-after": date}) if number == 0 else None
+
+    with MockServer(faults=soon) as server:
+        (output,) = make_target(server, backoff_s=0.001).run([TEXT])
+    assert output.failure is None
+    assert server.calls[1].seconds - server.calls[0].seconds > 0.5
+
+
+def test_a_server_that_asks_for_too_long_a_wait_is_given_up_at_once() -> None:
+    start = time.monotonic()
+    with MockServer(faults=lambda number, body: Fault("status", 429, {"retry-after": "3600"})) as server:
+        (output,) = make_target(server, max_wait_s=1.0).run([TEXT])
+    assert failure_of(output) == ("rate-limit", 1)
+    assert time.monotonic() - start < 30
+
+
+def test_the_wait_doubles_between_attempts() -> None:
+    with MockServer(faults=[Fault("status", 500)] * 3) as server:
+        make_target(server, backoff_s=0.08).run([TEXT])
+    times = [call.seconds for call in server.calls]
+    waits = [after - before for before, after in itertools.pairwise(times)]
+    # Position 0 has the spread 0.75: 0.06, 0.12 and 0.24 s.
+    for wait, least in zip(waits, (0.06, 0.12, 0.24), strict=True):
+        assert least * 0.95 <= wait
+
+
+def test_the_pace_spaces_calls_evenly() -> None:
+    now = 100.0
+    pace = Pace(120.0, clock=lambda: now)
+    assert pace.delay() == 0.0
+    assert pace.delay() == pytest.approx(0.5)  # 60 s / 120
+    now = 100.5
+    assert pace.delay() == 0.0
+    pace.pause(3.0)
+    now = 101.5
+    assert pace.delay() == pytest.approx(2.0)
+
+
+def test_an_interrupt_of_the_caller_stops_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    import concurrent.futures
+
+    with MockServer(delay_s=0.2) as server:
+        target = make_target(server, concurrency=1)
+        waited = concurrent.futures.Future.result
+
+        def interrupted(self: Any, timeout: float | None = None) -> Any:
+            monkeypatch.setattr(concurrent.futures.Future, "result", waited)
+            time.sleep(0.1)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(concurrent.futures.Future, "result", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            target.run([TEXT] * 20)
+        time.sleep(0.5)
+        assert len(server.calls) <= 2
+        assert target.run([TEXT])[0].failure is None  # and the target still works
+
+
+# --- T10: budget, T11: cache ---
+
+
+def test_t10_sixty_four_workers_never_pass_the_budget_on_the_servers_own_count(tmp_path: Path) -> None:
+    price = Price(1e-6, 2e-6)
+    ledger = Ledger(BudgetConfig(max_target_calls=50, max_cost_usd=1.0), prices={"target": price})
+    refused: list[int] = []
+    with MockServer() as server:
+        target = CachedTarget(make_target(server), ResponseCache(tmp_path / "c.sqlite"))
+
+        def work(worker: int) -> None:
+            requests = [replace(TEXT, rendered=Rendered(text=f"{worker} {index}")) for index in range(3)]
+            try:
+                with ledger.reserve(3, target.count_tokens(requests)) as reservation:
+                    reservation.settle(target.run(requests))
+            except BudgetExceededError:
+                refused.append(worker)
+
+        threads = [threading.Thread(target=work, args=(worker,)) for worker in range(64)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    report = ledger.snapshot()
+    assert len(server.calls) == report["used"]["calls"] == report["paid"]["calls"] == 48  # 16 workers of 3 calls
+    assert len(refused) == 48
+    # 48 calls of 2 prompt tokens at 1e-6 and 2 completion tokens at 2e-6
+    assert report["paid"]["cost_usd"] == pytest.approx(48 * 6e-6)
+
+
+def test_t10_cache_hits_are_used_and_not_paid(tmp_path: Path) -> None:
+    with MockServer() as server:
+        for paid in (2, 0):
+            target = CachedTarget(make_target(server), ResponseCache(tmp_path / "c.sqlite"))
+            ledger = Ledger()
+            requests = [replace(TEXT, rendered=Rendered(text=f"{index}")) for index in range(2)]
+            with ledger.reserve(2, target.count_tokens(requests)) as reservation:
+                reservation.settle(target.run(requests))
+            report = ledger.snapshot()
+            assert (report["used"]["calls"], report["used"]["tokens"]) == (2, 2 * 3)
+            assert report["paid"]["calls"] == paid
+        assert len(server.calls) == 2
+
+
+def test_t11_two_servers_with_one_model_name_do_not_share_answers(tmp_path: Path) -> None:
+    with MockServer(answer=lambda body: "one") as first, MockServer(answer=lambda body: "two") as second:
+        texts = [
+            CachedTarget(make_target(server), ResponseCache(tmp_path / "c.sqlite")).run([TEXT])[0].text
+            for server in (first, second)
+        ]
+    assert texts == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"endpoint": "completions"},
+        {"choices_by": "parsed"},
+        {"constraint": "json-schema"},
+        {"choice_max_tokens": 5},
+        {"top_logprobs": 3},
+        {"parameters": {"top_p": 0.5}},
+        {"base_url": "http://localhost:9/v1"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_t11_whatever_may_change_an_answer_is_part_of_the_identity(change: dict[str, Any]) -> None:
+    plain = OpenAITarget("m", base_url="http://localhost:8/v1").identity
+    assert OpenAITarget("m", **{"base_url": "http://localhost:8/v1", **change}).identity != plain
+    assert OpenAITarget("n", base_url="http://localhost:8/v1").identity != plain
+    assert OpenAITarget("m", base_url="http://localhost:8/v1/", timeout_s=1, concurrency=2).identity == plain
+
+
+# --- T12: secrets ---
+
+
+def test_t12_the_key_reaches_the_server_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MY_KEY", KEY + "\n")
+    faults = [
+        Fault("status", 401, body={"error": {"message": f"Incorrect API key provided: {KEY}"}}),
+        Fault("status", 400, body=f"headers were: Authorization: Bearer {KEY}"),
+    ]
+    with (
+        caplog.at_level(logging.DEBUG),
+        MockServer(faults=faults, answer=lambda body: f"you sent {KEY}") as server,
+    ):
+        inner = make_target(server, api_key_env="MY_KEY", concurrency=1)
+        target = CachedTarget(inner, ResponseCache(tmp_path / "c.sqlite"))
+        outputs = target.run([replace(TEXT, sample=index) for index in range(3)])
+        seen = [repr(outputs), repr(target), repr(vars(inner)), json.dumps(target.identity), caplog.text]
+        target.cache.close()
+    assert "POST" in caplog.text  # the client did log
+    assert all(call.headers["authorization"] == f"Bearer {KEY}" for call in server.calls)
+    assert [output.failure is None for output in outputs] == [False, False, True]
+    assert "[redacted]" in str(outputs[0].failure)
+    seen.extend(path.read_bytes().decode("latin-1") for path in tmp_path.iterdir())
+    assert not [text for text in seen if KEY in text]
+    assert not [text for text in seen[:4] if server.url in text]
+
+
+def test_t12_a_redirect_does_not_carry_the_key_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with (
+        MockServer() as thief,
+        MockServer(
+            faults=lambda number, body: Fault("status", 307, {"location": f"{thief.url}/chat/completions"})
+        ) as server,
+    ):
+        (output,) = make_target(server).run([TEXT])
+    assert failure_of(output) == ("http", 1)
+    assert thief.calls == []
+
+
+def test_without_a_key_no_authorization_is_sent() -> None:
+    with MockServer() as server:
+        make_target(server).run([TEXT])
+    assert "authorization" not in server.calls[0].headers
