@@ -22,6 +22,8 @@ from rlprompt.config import RunConfig
 from rlprompt.types import FloatArray, Json, RunContext, Scores
 
 ENV_ID = "rlprompt.envs:rlprompt/TokenPrompt-v0"
+OBJECT_STORE_BYTES = 256 * 2**20
+"""Everything runs in this process; Ray's default would reserve a third of the memory."""
 
 
 class PromptAlgorithm(Algorithm):
@@ -62,7 +64,13 @@ def start_ray() -> None:
     for name in ("ray", "ray.rllib", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+        ray.init(
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            object_store_memory=OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
 
 
 def rllib_config(config: RunConfig, scorer_spec: Json) -> PromptAlgorithmConfig:
