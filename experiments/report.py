@@ -190,6 +190,23 @@ def print_table(rows: Sequence[dict[str, Any]], console: Console, title: str) ->
     console.print(table)
 
 
+def markdown_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Returns the rows as Markdown, raw and calibrated side by side, single manual prompts left out."""
+    shown = [row for row in rows if not row["name"].startswith("manual: ")]
+    lines = ["| method | raw | calibrated | target calls | seconds | prompt |", "|---|---|---|---|---|---|"]
+    for name in dict.fromkeys(row["name"] for row in shown):
+        found = {row["calibration"]: row for row in shown if row["name"] == name}
+        cells = [
+            f"{row['test_accuracy']:.3f} ({row['ci95'][0]:.3f} to {row['ci95'][1]:.3f})"
+            for row in (found["none"], found["median"])
+        ]
+        prompts = list(dict.fromkeys(row["prompt"] for row in found.values() if row["prompt"] is not None))
+        text = " / ".join(f"`{prompt}`" if prompt else "(empty)" for prompt in prompts)
+        raw = found["none"]
+        lines.append(f"| {name} | {cells[0]} | {cells[1]} | {raw['target_calls']:,} | {raw['seconds']:.0f} | {text} |")
+    return "\n".join(lines)
+
+
 def write_summary(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
     """Writes the rows into the run folder's summary.json."""
     path = folder / "summary.json"
