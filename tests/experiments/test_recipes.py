@@ -16,7 +16,7 @@ RECIPES = sorted((ROOT / "experiments" / "rlprompt").glob("*.yaml"))
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_the_recipe_is_a_valid_configuration(recipe: Path) -> None:
     config = load_config(recipe)
-    assert config.env.prompt_length == 5
+    assert config.env.prompt_length == (3 if recipe.stem == "planted" else 5)
     assert config.reward[0].name == "gap"
 
 

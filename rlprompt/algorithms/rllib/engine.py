@@ -61,8 +61,8 @@ class PromptAlgorithmConfig(RLlibConfig):
 
 def start_ray() -> None:
     """Starts Ray on this machine only (loopback, no dashboard), unless the process is connected already."""
-    for name in ("ray", "ray.rllib", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("ray", "ray.rllib", "ray.tune"):  # what fails is raised, and reported once, by us
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     if not ray.is_initialized():
         ray.init(
             include_dashboard=False,
