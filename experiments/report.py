@@ -88,7 +88,7 @@ def test_entries(config: RunConfig, entries: Sequence[Entry], console: Console) 
         found = dict(zip(prompts, evaluations, strict=True))
         shown = [entry for entry in entries if entry.calibration in (None, calibration)]
         rows += [_row(entry, found[entry.prompt], calibration) for entry in shown]
-        rows += _manual_rows([entry for entry in shown if entry.kind == "manual"], found, calibration)
+        rows += _manual_rows([entry for entry in shown if entry.name.startswith("manual: ")], found, calibration)
     return rows
 
 
