@@ -125,7 +125,7 @@ class AlgorithmConfig(Section):
     """ppo, sql, reinforce, or random (samples of the untrained policy: the baseline at equal budget)."""
     iterations: int = Field(default=40, ge=1)
     lr: float = Field(default=5e-5, gt=0)
-    """Adam's learning rate (RLPrompt: 5e-5, methods 1.2)."""
+    """Adam's learning rate (RLPrompt: 5e-5)."""
     grad_clip: float = Field(default=5.0, gt=0)
     """Largest gradient norm (RLPrompt: 5.0)."""
     epochs: int = Field(default=2, ge=1)

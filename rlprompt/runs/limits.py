@@ -1,0 +1,74 @@
+"""When a run must stop: what the next iteration and the final choice on dev may cost, against what is left."""
+
+from __future__ import annotations
+
+from rlprompt.calibration import CONTENT_FREE
+from rlprompt.config import RunConfig
+from rlprompt.errors import ConfigError
+from rlprompt.runs.selection import most_dev_calls
+from rlprompt.targets.ledger import Ledger
+from rlprompt.tasks import Task
+
+
+def examples_per_iteration(config: RunConfig, task: Task) -> int:
+    """Returns how many train examples each prompt of an iteration is scored on."""
+    return min(config.env.examples_per_step or len(task.train), len(task.train))
+
+
+def iteration_calls(config: RunConfig, task: Task, iteration: int) -> int:
+    """Returns the most target calls of one iteration: every prompt new, and dev scored where that is due."""
+    per_prompt = examples_per_iteration(config, task)
+    if config.calibration == "contextual":
+        per_prompt += len(CONTENT_FREE)
+    every = config.selection.every
+    dev = len(task.dev) if every is not None and (iteration + 1) % every == 0 else 0
+    return config.env.num_envs * per_prompt + dev
+
+
+def final_calls(config: RunConfig, task: Task, num_prompts: int) -> int:
+    """Returns the most target calls of the final choice on dev among so many distinct prompts."""
+    calls = most_dev_calls(config.selection, num_prompts, len(task.dev))
+    if config.calibration == "median" and examples_per_iteration(config, task) < len(task.train):
+        calls += min(config.selection.top, num_prompts) * len(task.train)  # fitted on the whole of train
+    return calls
+
+
+def check_first_iteration(config: RunConfig, task: Task) -> None:
+    """Refuses a budget that cannot pay for one iteration.
+
+    Raises:
+        ConfigError: `budget.max_target_calls` is too small.
+    """
+    limit = config.budget.max_target_calls
+    needed = iteration_calls(config, task, 0)
+    if limit is not None and limit < needed:
+        raise ConfigError(
+            f"budget.max_target_calls is {limit}, but one iteration takes up to {needed} calls "
+            f"({config.env.num_envs} prompts on {examples_per_iteration(config, task)} examples); raise it, or "
+            "lower env.num_envs or env.examples_per_step"
+        )
+
+
+def budget_is_short(config: RunConfig, task: Task, ledger: Ledger, iteration: int, num_prompts: int) -> bool:
+    """Returns whether the next iteration and the final choice on dev might not fit into what is left.
+
+    Calls are counted at the most they can be. Tokens and money are taken at what a call has cost so far. Before the
+    first iteration the final choice is left out: a run that has scored nothing has nothing to choose from.
+    """
+    needed = iteration_calls(config, task, iteration)
+    if num_prompts:
+        needed += final_calls(config, task, num_prompts + config.env.num_envs)
+    left = ledger.remaining_calls()
+    if left is not None and left < needed:
+        return True
+    snapshot = ledger.snapshot()
+    used, paid, limits = snapshot["used"], snapshot["paid"], snapshot["limits"]
+    if not used["calls"]:
+        return False
+    for limit, spent in (
+        (limits["max_target_tokens"], used["tokens"]),
+        (limits["max_cost_usd"], paid["cost_usd"]),
+    ):
+        if limit is not None and spent + needed * spent / used["calls"] > limit:
+            return True
+    return False

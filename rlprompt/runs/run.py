@@ -1,0 +1,416 @@
+"""`Run`: what an algorithm works for. It records iterations, keeps the state to go back to, says when to stop."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rlprompt.calibration import CONTENT_FREE
+from rlprompt.config import RunConfig
+from rlprompt.errors import BudgetExceededError, CheckpointError, TooManyFailuresError
+from rlprompt.runs.checkpoints import decode, encode, save_checkpoint, settle
+from rlprompt.runs.events import EventLog
+from rlprompt.runs.folder import RunFolder, remove, replace_folder, sync_tree, write_json, writing_errors
+from rlprompt.runs.limits import budget_is_short
+from rlprompt.runs.records import Answer, AnswerBook, PromptRecord, prompt_records, write_answers, write_prompts
+from rlprompt.runs.result import RunResult
+from rlprompt.runs.resume import config_hash, read_tables, rewind
+from rlprompt.runs.selection import Candidates, describe_best, measure_affordable, select
+from rlprompt.runs.signals import StopSignals
+from rlprompt.runs.tracking import Callback
+from rlprompt.types import Example, FloatArray, Json, Scores
+
+if TYPE_CHECKING:
+    from rlprompt.scoring import Scorer
+
+_LEAST_SAMPLES = 50
+"""Scored pairs before the share of failures means anything."""
+
+
+class Run:
+    """One run and its folder; implements `rlprompt.types.RunContext`.
+
+    Args:
+        folder: the run folder; this process must be its only writer.
+        config: the resolved configuration.
+        scorer: the run's scorer.
+        policy: the policy in training.
+        signals: Ctrl-C and SIGTERM.
+        callbacks: told of every iteration, in order.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        config: RunConfig,
+        scorer: Scorer,
+        policy: Any,
+        *,
+        signals: StopSignals | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self.files = folder
+        self.completed = 0
+        """Iterations that ended and are recorded."""
+        self.stopped_by: str | None = None
+        self._config = config
+        self._scorer = scorer
+        self._policy = policy
+        self._signals = signals if signals is not None else StopSignals()
+        self._callbacks = list(callbacks)
+        self._config_hash = config_hash(config)
+        self._events = EventLog(folder.events)
+        self._candidates = Candidates(len(scorer.task.dev), config.selection.by)
+        basis = {"none": (), "median": scorer.task.train, "contextual": CONTENT_FREE}[config.calibration]
+        self._book = AnswerBook(scorer, basis)
+        self._records: list[PromptRecord] = []
+        self._answers: list[Answer] = []
+        self._num_prompts = self._num_answers = self._num_pairs = self._num_failed = 0
+        self._snapshot: tuple[int, tuple[Any, Mapping[str, np.ndarray]]] | None = None
+        self._saved: int | None = None
+        self._restored: dict[str, Any] | None = None
+        self._seconds_before = 0.0
+        self._started = self._iteration_started = time.monotonic()
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.files.root
+
+    @property
+    def config(self) -> RunConfig:
+        """The resolved configuration."""
+        return self._config
+
+    @property
+    def scorer(self) -> Scorer:
+        """The run's scorer."""
+        return self._scorer
+
+    @property
+    def policy(self) -> Any:
+        """The policy in training."""
+        return self._policy
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time of the run so far, earlier sessions included (as of their last checkpoint)."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def restore(self, checkpoint: tuple[int, Json] | None) -> None:
+        """Goes back to a checkpoint, or to the very beginning; everything later is deleted from the folder.
+
+        Raises:
+            CheckpointError: it was made for another configuration, or the tables do not fit it.
+        """
+        iteration, state = checkpoint if checkpoint is not None else (-1, None)
+        if state is not None and state["config_hash"] != self._config_hash:
+            raise CheckpointError(
+                f"{self.files.checkpoint(iteration)} was made for another configuration than config.yaml holds; "
+                "put config.yaml back, or start a new run"
+            )
+        self.completed = iteration + 1
+        rewind(self.files, self.completed, 0 if state is None else state["num_events"])
+        self._events = EventLog(self.files.events)
+        records, answers = read_tables(self.files, state)
+        self._take_in(records, answers)
+        self._book.add(answers)
+        self._scorer.remember((answer.prompt, answer.example_id, answer.sample, answer.output) for answer in answers)
+        self._num_prompts, self._num_answers = len(records), len(answers)
+        if state is not None:
+            self._scorer.load_state_dict(state["scorer"])
+            self._policy.load_trainable_state(state["policy"])
+            self._seconds_before = float(state["seconds"])
+            self._snapshot, self._saved = (iteration, encode(state)), iteration
+            self._restored = state["algorithm"]
+            settle(self.files, iteration, keep=self._config.run.keep)
+
+    def start(self) -> None:
+        """Begins the session: the clock, the first event, the callbacks."""
+        self._started = self._iteration_started = time.monotonic()
+        if self._events.num_events == 0:
+            task = self._scorer.task
+            self._events.append(
+                "start",
+                {
+                    "seed": self._config.seed,
+                    "config_hash": self._config_hash,
+                    "task": task.name,
+                    "num_train": len(task.train),
+                    "num_dev": len(task.dev),
+                    "pid": os.getpid(),
+                    "host": socket.gethostname(),
+                },
+            )
+        for callback in self._callbacks:
+            callback.on_start(self.completed)
+
+    def restored_state(self) -> tuple[int, dict[str, Any]] | None:
+        """The (next iteration, algorithm state) of the checkpoint being resumed, or None at a fresh start."""
+        return None if self._restored is None else (self.completed, self._restored)
+
+    def stop_reason(self) -> str | None:
+        """Why to stop before the next iteration: a signal, the STOP file, the clock or the budget; else None."""
+        self._signals.hold()
+        limit = self._config.budget.max_wall_s
+        if self._signals.reason is not None:
+            self.stopped_by = self._signals.reason
+        elif self.files.stop.exists():
+            self.stopped_by = "stop-file"
+        elif limit is not None and self.seconds >= limit:
+            self.stopped_by = "wall"
+        elif budget_is_short(
+            self._config, self._scorer.task, self._scorer.ledger, self.completed, len(self._candidates)
+        ):
+            self.stopped_by = "budget"
+        return self.stopped_by
+
+    def end_iteration(
+        self,
+        iteration: int,
+        *,
+        scores: Scores | None,
+        metrics: Mapping[str, float],
+        state: Any,
+        training_rewards: FloatArray | None = None,
+    ) -> None:
+        """Records one finished iteration.
+
+        `state` is called once per iteration: the state is kept in memory, so that a run that ends in the middle of an
+        iteration (budget, second Ctrl-C, error) still saves the last completed one.
+
+        Args:
+            iteration: number of the iteration that ended, from 0; one more than the last one.
+            scores: the prompts of this iteration with their scores; None when none was scored.
+            metrics: numbers of the iteration, flat names; those under `time/` count as volatile.
+            state: callable without arguments that returns the algorithm's state: nested dictionaries and lists of
+                arrays, tensors and JSON values.
+            training_rewards: (P,), what the algorithm learnt from; by default what the stabilisers make of `scores`
+                without moving their statistics.
+
+        Raises:
+            TooManyFailuresError: the failed share of the run passed `run.max_failed_fraction`; all is saved.
+        """
+        if iteration != self.completed:
+            raise ValueError(f"iteration {iteration} ended, but {self.completed} was next")
+        if scores is not None:
+            rewards = training_rewards if training_rewards is not None else self._training_rewards(scores)
+            self._record(scores, iteration, "train", rewards)
+        self._score_new_best(iteration)
+        self._write_part(iteration)
+        duration = time.monotonic() - self._iteration_started
+        status = self._status(0 if scores is None else len(scores.prompts), duration)
+        self._log_iteration(iteration, metrics, status)
+        self._num_prompts += len(self._records)
+        self._num_answers += len(self._answers)
+        self._snapshot = (iteration, encode(self._state(iteration, state())))
+        self._records, self._answers = [], []
+        self.completed = iteration + 1
+        self._iteration_started = time.monotonic()
+        for callback in self._callbacks:
+            callback.on_iteration(iteration, metrics, status)
+        if self.completed % self._config.run.checkpoint_every == 0:
+            self.save()
+        self.check_failures()
+        self._signals.hold()
+
+    def save(self) -> None:
+        """Writes a checkpoint of the last completed iteration, unless there is one; the policy goes back to it."""
+        if self._snapshot is None or self._snapshot[0] == self._saved:
+            return
+        iteration, encoded = self._snapshot
+        self._policy.load_trainable_state(decode(*encoded)["policy"])
+        save_checkpoint(self.files, iteration, encoded, keep=self._config.run.keep, save_policy=self._policy.save)
+        self._saved = iteration
+        for callback in self._callbacks:
+            callback.on_checkpoint(iteration)
+
+    def check_failures(self) -> None:
+        """Raises TooManyFailuresError, with everything saved, where too many of the run's samples failed."""
+        allowed = self._config.run.max_failed_fraction
+        if self._num_pairs < _LEAST_SAMPLES or self._num_failed <= allowed * self._num_pairs:
+            return
+        self.save()
+        raise TooManyFailuresError(
+            f"{self._num_failed} of {self._num_pairs} samples failed, more than run.max_failed_fraction = {allowed}; "
+            f"see the column 'failure' in {self.files.root / 'outputs'}, mend the cause, and resume"
+        )
+
+    def choose(self) -> None:
+        """Scores the best prompts on dev, as far as the budget goes; what is found goes into the tables."""
+        select(
+            self._candidates,
+            self._scorer.task.dev,
+            self._config.selection,
+            self._config.seed,
+            lambda prompts, examples: self._measure(prompts, examples, self.completed),
+        )
+
+    def finish(self, reason: str) -> RunResult:
+        """Writes what the session leaves behind: tables, last event, best/, summary.json and result.json."""
+        self._write_part(self.completed)
+        best = describe_best(self._candidates.best())
+        ledger = self._scorer.ledger.snapshot()
+        self._events.append(
+            "end", {"reason": reason, "iterations": self.completed, "best": best, "used": ledger["used"]}
+        )
+        known = best if best is not None else dict.fromkeys(("prompt", "selected_on", "dev_accuracy", "dev_reward"))
+        result = RunResult(
+            folder=self.files.root,
+            best_prompt=known["prompt"],
+            selected_on=known["selected_on"],
+            dev_accuracy=known["dev_accuracy"],
+            dev_reward=known["dev_reward"],
+            stop_reason=reason,
+            iterations=self.completed,
+            target_calls=ledger["used"]["calls"],
+            seconds=self.seconds,
+            ledger=ledger,
+        )
+        if best is not None:
+            self._save_best(best)
+        write_json(self.files.summary, self._summary(result))
+        write_json(self.files.result, result.to_json())
+        return result
+
+    def close(self) -> None:
+        """Tells the callbacks that the session is over."""
+        for callback in self._callbacks:
+            callback.on_end()
+
+    def _training_rewards(self, scores: Scores) -> FloatArray:
+        before = [stabiliser.frozen for stabiliser in self._scorer.stabilisers]
+        for stabiliser in self._scorer.stabilisers:
+            stabiliser.frozen = True
+        try:
+            return self._scorer.stabilise(scores)
+        finally:
+            for stabiliser, frozen in zip(self._scorer.stabilisers, before, strict=True):
+                stabiliser.frozen = frozen
+
+    def _record(
+        self, scores: Scores, iteration: int, phase: str, training_rewards: FloatArray | None = None
+    ) -> list[PromptRecord]:
+        answers = self._book.collect(scores)
+        records = prompt_records(scores, answers, iteration=iteration, phase=phase, training_rewards=training_rewards)
+        self._records += records
+        self._answers += answers
+        self._take_in(records, answers)
+        return records
+
+    def _take_in(self, records: Sequence[PromptRecord], answers: Sequence[Answer]) -> None:
+        self._candidates.add(records)
+        self._num_pairs += sum(record.num_examples for record in records)
+        self._num_failed += sum(record.num_failed for record in records)
+
+    def _measure(self, prompts: Sequence[str], examples: Sequence[Example], iteration: int) -> list[PromptRecord]:
+        contexts = [self._config.policy.context] * len(prompts)
+        scores = self._scorer.score(prompts, examples, phase="dev", contexts=contexts)
+        return self._record(scores, iteration, "dev")
+
+    def _score_new_best(self, iteration: int) -> None:
+        every = self._config.selection.every
+        if every is None or (iteration + 1) % every:
+            return
+        newest = [candidate.prompt for candidate in self._candidates.top(1, unseen_on_dev=True)]
+        try:
+            measure_affordable(
+                newest,
+                self._scorer.task.dev,
+                lambda prompts, examples: self._measure(prompts, examples, iteration),
+            )
+        except BudgetExceededError:
+            return  # stop_reason tells the algorithm so before the next iteration
+
+    def _write_part(self, iteration: int) -> None:
+        if self._records:
+            write_prompts(self.files.part("prompts", iteration), self._records)
+        if self._answers:
+            write_answers(self.files.part("outputs", iteration), self._answers)
+
+    def _status(self, num_prompts: int, duration: float) -> Json:
+        ledger = self._scorer.ledger
+        return {
+            "best": describe_best(self._candidates.best()),
+            "num_prompts": num_prompts,
+            "duration_s": duration,
+            "used_calls": ledger.snapshot()["used"]["calls"],
+            "calls_left": ledger.remaining_calls(),
+        }
+
+    def _log_iteration(self, iteration: int, metrics: Mapping[str, float], status: Json) -> None:
+        numbers = {name: float(value) for name, value in metrics.items()}
+        timed = {name: value for name, value in numbers.items() if name.startswith("time/")}
+        duration = status["duration_s"]
+        self._events.append(
+            "iteration",
+            {
+                "iteration": iteration,
+                "metrics": {name: value for name, value in numbers.items() if name not in timed},
+                "num_prompts": status["num_prompts"],
+                "best": status["best"],
+                "used": self._scorer.ledger.snapshot()["used"],
+                "failed": self._num_failed,
+                "time": {name.removeprefix("time/"): value for name, value in timed.items()},
+                "duration_s": duration,
+                "rate": status["num_prompts"] / duration if duration > 0 else math.nan,
+            },
+        )
+
+    def _state(self, iteration: int, algorithm: Any) -> Json:
+        return {
+            "iteration": iteration,
+            "config_hash": self._config_hash,
+            "num_events": self._events.num_events,
+            "num_prompts": self._num_prompts,
+            "num_answers": self._num_answers,
+            "seconds": self.seconds,
+            "scorer": self._scorer.state_dict(),
+            "policy": self._policy.trainable_state(),
+            "algorithm": algorithm,
+        }
+
+    def _save_best(self, best: Json) -> None:
+        temporary = self.files.root / f".tmp-{os.getpid()}-best"
+        extra = {
+            **best,
+            "task": self._scorer.task.name,
+            "target": _plain_name(self._config.target.name),
+            "calibration": self._config.calibration,
+            "iterations": self.completed,
+            "seed": self._config.seed,
+            "config_hash": self._config_hash,
+        }
+        with writing_errors(self.files.best):
+            remove(temporary)
+            self._policy.save(temporary, extra=extra)
+            sync_tree(temporary)
+            replace_folder(temporary, self.files.best)
+
+    def _summary(self, result: RunResult) -> list[Json]:
+        if result.best_prompt is None:
+            return []
+        return [
+            {
+                "name": self._config.name,
+                "kind": "random" if self._config.algorithm.name == "random" else "trained",
+                "calibration": self._config.calibration,
+                "prompt": result.best_prompt,
+                "test_accuracy": None,  # the test split is for `eval` and the recipes
+                "ci95": None,
+                "target_calls": result.target_calls,
+                "seconds": round(result.seconds, 1),
+            }
+        ]
+
+
+def _plain_name(name: str) -> str:
+    """A local folder goes by its last part: artefacts that are passed on hold no paths."""
+    return Path(name).name if Path(name).exists() else name

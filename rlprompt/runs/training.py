@@ -1,0 +1,165 @@
+"""`train`: one training or search run, from its configuration to its best prompt."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlprompt.config import RunConfig, dump_config
+from rlprompt.errors import BudgetExceededError, RLPromptError, TooManyFailuresError
+from rlprompt.registry import resolve
+from rlprompt.runs.checkpoints import newest_valid
+from rlprompt.runs.environment import describe_environment, record_session
+from rlprompt.runs.folder import RunFolder, check_writable, new_run_folder, only_writer, write_bytes
+from rlprompt.runs.limits import check_first_iteration
+from rlprompt.runs.progress import ProgressDisplay
+from rlprompt.runs.result import RunResult, load_run
+from rlprompt.runs.resume import check_same_config, config_hash
+from rlprompt.runs.run import Run
+from rlprompt.runs.signals import StopSignals
+from rlprompt.runs.tracking import Callback, TensorBoard
+
+if TYPE_CHECKING:
+    from rlprompt.scoring import Scorer
+
+logger = logging.getLogger(__name__)
+
+_CHOOSES_ON_DEV = ("done", "budget", "wall", "stop-file")
+_FINAL = ("done", "budget", "wall")
+
+
+def train(
+    config: RunConfig,
+    *,
+    resume: str | Path | None = None,
+    progress: bool = True,
+    allow_modules: Sequence[str] = (),
+    search_path: str | Path | None = None,
+) -> RunResult:
+    """Trains a policy, or searches, as the configuration says, and chooses the best prompt on dev.
+
+    In the main thread, Ctrl-C and SIGTERM stop the run after the iteration in progress, a second one at once; both
+    save the last completed iteration, and leave the choice on dev to a resumed run.
+
+    Args:
+        config: the resolved configuration.
+        resume: a run folder to go on with, from its newest whole checkpoint.
+        progress: whether to show progress on standard error.
+        allow_modules: modules that names of the form my_module:my_name may come from.
+        search_path: the folder of the user's configuration; modules beside it are allowed too.
+
+    Returns:
+        The result, with the exit code of the command line.
+
+    Raises:
+        ConfigError: the configuration cannot be used, or differs from that of the resumed run.
+        RunError: the run folder cannot be written; CheckpointError: no checkpoint of it is whole.
+        TooManyFailuresError: the share of failed samples passed `run.max_failed_fraction`; everything is saved.
+    """
+    from rlprompt.policies import build_policy
+    from rlprompt.rewards import check_rewards
+    from rlprompt.scoring import build_scorer
+
+    parent = None
+    if resume is None:
+        parent = check_writable(config)
+    else:
+        finished = _already_finished(config, Path(resume))
+        if finished is not None:
+            return finished
+    fit = resolve("algorithms", config.algorithm.name, allow_modules=allow_modules, search_path=search_path)
+    scorer = build_scorer(config, allow_modules=allow_modules, search_path=search_path)
+    check_rewards(scorer.rewards, scorer.task)
+    check_first_iteration(config, scorer.task)
+    policy = build_policy(
+        config.policy,
+        prompt_length=config.env.prompt_length,
+        seed=config.seed,
+        allow_modules=tuple(allow_modules),
+        search_path=None if search_path is None else Path(search_path),
+    )
+    if parent is not None:
+        folder = new_run_folder(parent, config.seed, config_hash(config))
+    else:
+        folder = RunFolder(Path(str(resume)))
+    with ExitStack() as stack:
+        stack.enter_context(only_writer(folder.root))
+        signals = stack.enter_context(StopSignals())
+        run = Run(folder, config, scorer, policy, signals=signals, callbacks=_callbacks(config, folder, progress))
+        if resume is not None:
+            _restore(run)
+        _describe(run, scorer)
+        run.start()
+        stack.callback(run.close)
+        return _work(run, fit, signals)
+
+
+def _already_finished(config: RunConfig, folder: Path) -> RunResult | None:
+    """Checks the configuration; returns the result of a run that has nothing left to do under it."""
+    saved = load_run(folder)
+    check_same_config(saved.config, config)
+    result = saved.result
+    same_limits = (saved.config.budget, saved.config.algorithm.iterations) == (
+        config.budget,
+        config.algorithm.iterations,
+    )
+    if result is not None and result.stop_reason in _FINAL and same_limits:
+        logger.warning("%s has ended already (%s); nothing to resume", folder, result.stop_reason)
+        return result
+    return None
+
+
+def _callbacks(config: RunConfig, folder: RunFolder, progress: bool) -> list[Callback]:
+    callbacks: list[Callback] = []
+    if progress:
+        callbacks.append(ProgressDisplay(config.algorithm.iterations))
+    if config.run.tensorboard:
+        callbacks.append(TensorBoard(folder.tensorboard))
+    return callbacks
+
+
+def _restore(run: Run) -> None:
+    run.files.remove_temporary()
+    found = newest_valid(run.files)
+    if found is None:
+        logger.warning("%s has no checkpoint yet; it starts again from its first iteration", run.folder)
+    run.restore(found)
+
+
+def _describe(run: Run, scorer: Scorer) -> None:
+    write_bytes(run.files.config, dump_config(run.config).encode())
+    record_session(run.files.environment, describe_environment(scorer.target))
+
+
+def _work(run: Run, fit: Callable[[Run], Any], signals: StopSignals) -> RunResult:
+    """Lets the algorithm work and brings the run to an end, whatever the end is."""
+    try:
+        reason = _fit(run, fit, signals)
+        run.save()
+        if reason in _CHOOSES_ON_DEV:
+            try:
+                run.choose()
+            except KeyboardInterrupt:
+                reason = signals.reason or "interrupt"
+        run.check_failures()
+    except RLPromptError as error:
+        run.save()
+        run.finish("failures" if isinstance(error, TooManyFailuresError) else "error")
+        raise
+    finally:
+        run.save()  # after a bug, too, what is complete is kept; does nothing where it was saved before
+    return run.finish(reason)
+
+
+def _fit(run: Run, fit: Callable[[Run], Any], signals: StopSignals) -> str:
+    try:
+        fit(run)
+    except BudgetExceededError as error:
+        logger.info("stopped by the budget: %s", error)
+        return "budget"
+    except KeyboardInterrupt:
+        return signals.reason or "interrupt"
+    return run.stopped_by or "done"

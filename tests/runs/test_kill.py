@@ -1,0 +1,100 @@
+"""`kill -9` at any point, then `--resume`: the same events, tables and state as a run that was left alone."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlprompt.runs import RunResult, load_run
+from rlprompt.runs.checkpoints import load_checkpoint
+from rlprompt.runs.events import comparable
+from rlprompt.runs.folder import RunFolder, read_json
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no fork, no SIGKILL")
+HERE = Path(__file__).parent
+
+
+def drive(folder: Path, *points: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(HERE / "kill_driver.py"), str(folder), *points],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def everything(root: Path) -> dict[str, Any]:
+    """All that two equal runs must share: events, tables, state, result; NaN as None, so that == works."""
+    import pyarrow.parquet as pq
+
+    folder = RunFolder(root)
+    saved = load_run(root)
+    iteration, newest = folder.checkpoints()[-1]
+    state = load_checkpoint(newest)
+    result = read_json(folder.result, "the result")
+    for values in (state, result):
+        values.pop("seconds")
+    tables = {
+        path.relative_to(root).as_posix(): pq.read_table(path).to_pylist()
+        for table in ("prompts", "outputs")
+        for _, path in folder.parts(table)
+    }
+    best = {path.name: path.read_bytes() for path in folder.best.iterdir()}
+    return {
+        "events": [comparable(event) for event in saved.events()],
+        "checkpoints": [number for number, _ in folder.checkpoints()],
+        "iteration": iteration,
+        "state": plain(state),
+        "result": result,
+        "tables": tables,
+        "best": best,
+        "files": sorted(path.relative_to(root).as_posix() for path in root.rglob("*")),
+    }
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return (str(value.dtype), value.shape, value.tobytes())
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def test_a_killed_and_resumed_run_equals_one_that_was_left_alone(
+    tmp_path: Path, start: Callable[..., RunResult]
+) -> None:
+    whole = everything(start(folder=tmp_path / "whole").folder)
+    operations = int(drive(tmp_path / "driven", "count"))
+    assert operations > 100
+    step = operations // 8
+    # The start of a session takes 9 operations: points from 12 on lie in the work itself.
+    points = [str(number) for number in range(12, operations, step)] + [f"{operations // 2}+30"]
+    drive(tmp_path / "driven", *points)
+    for point in points:
+        folder = tmp_path / "driven" / point
+        (run,) = (folder / "tiny").iterdir()
+        start(folder=folder, resume=run)
+        found = everything(run)
+        for name, expected in whole.items():
+            assert found[name] == expected, f"killed at {point} of {operations}: {name}"
+
+
+def test_the_comparison_sees_a_difference(tmp_path: Path, start: Callable[..., RunResult]) -> None:
+    one = everything(start(folder=tmp_path / "one").folder)
+    other = everything(start("seed=4", folder=tmp_path / "other").folder)
+    assert one["events"] != other["events"]
+    assert one["state"] != other["state"]
