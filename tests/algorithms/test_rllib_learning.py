@@ -25,7 +25,7 @@ ALGORITHMS = {
     "reinforce": {
         "policy": {"kind": "categorical", "model": "planted-50", "kwargs": {"top_k": None}},
         "stabilisers": [{"name": "leave-one-out", "kwargs": {"scale": "std"}}],
-        "algorithm": {"name": "reinforce", "lr": 0.3},
+        "algorithm": {"name": "reinforce", "lr": 0.2, "entropy_coeff": 0.1},
     },
 }
 

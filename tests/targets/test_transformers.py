@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +288,16 @@ class TestAgreementWithThePlainComputation:
             assert np.exp(one.choice_logprobs) == pytest.approx(np.exp(other.choice_logprobs), abs=0.05)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Matrices as small as these are shared out among threads by their number of rows; larger ones are not."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 class TestIndependence:
     @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "mamba", "bert", "t5"])
     def test_numbers_do_not_depend_on_the_other_requests_of_the_call(
