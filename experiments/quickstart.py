@@ -39,10 +39,10 @@ def describe(config: RunConfig, rows: list[dict[str, Any]]) -> str:
     """Returns the README's table with what stands around it."""
     return (
         f"Test accuracy on {rows[0]['num_examples']} held-out Rotten Tomatoes reviews, target {config.target.name}, "
-        f"seed {config.seed}, with 95 % intervals; `make quickstart` made this table ({machine()}):\n\n"
+        f"seed {config.seed}, with 95 % intervals; `make quickstart ARGS=--readme` made this table ({machine()}):\n\n"
         f"{markdown_table(rows)}\n\n"
         "Calibrated: a threshold per prompt, fitted on the 32 train examples. Target calls: training and the choice "
-        "on dev. One seed; three seeds of a longer run are in [experiments](experiments/README.md)."
+        "on dev. One seed; look at the intervals before the order."
     )
 
 
