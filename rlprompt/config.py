@@ -103,8 +103,30 @@ class MaskConfig(Section):
 
 
 class EnvConfig(Section):
-    """The environment: `rlprompt/TokenPrompt-v0`."""
+    """The environment: `rlprompt/TokenPrompt-v0`, `rlprompt/Rewrite-v0` or `rlprompt/Stimulus-v0`."""
 
+    kind: Literal["token-prompt", "rewrite", "stimulus"] = "token-prompt"
+    """What the policy writes: a few tokens, a rewrite of a draft instruction or of an input, a hint for one input."""
+    level: Literal["task", "instance"] = "task"
+    """One prompt for all examples, or one for each example's input (a stimulus is always for one input)."""
+    meta_prompt: str = "prewrite"
+    """A registered meta-prompt (`rlprompt list meta-prompts`) or a text with slots: {draft}, {input}, {feedback}."""
+    draft: str = ""
+    """The draft instruction that a rewrite starts from."""
+    chat: bool = True
+    """Whether the meta-prompt is sent through the policy tokenizer's chat template, where it has one."""
+    compose: Literal["replace", "append", "prepend", "demonstration"] = "replace"
+    """How the written text and the user's input become what the target reads, at instance level."""
+    rewrites_per_input: int = Field(default=1, ge=1)
+    """Instance level: rewrites of each drawn input in one step; divides `num_envs`."""
+    samples: int = Field(default=1, ge=1)
+    """Answers drawn from the target for each (prompt, example); the reward is their mean."""
+    turns: int = Field(default=1, ge=1)
+    """With more than one, the target's failed answer enters the next observation and the policy writes again."""
+    step_reward: Literal["terminal", "difference"] = "terminal"
+    """Reward at the end, or of each prefix less that of the one before."""
+    hint_reward: float = Field(default=0.0, ge=0)
+    """Stimulus: weight of the step reward for every keyword of the reference that the hint names."""
     prompt_length: int = Field(default=5, ge=1)
     """Tokens of a prompt; with `eos` the most tokens (RLPrompt: 5)."""
     eos: bool = False
@@ -122,7 +144,8 @@ class AlgorithmConfig(Section):
     """How the policy learns."""
 
     name: str = "ppo"
-    """ppo, sql, reinforce, or random (samples of the untrained policy: the baseline at equal budget)."""
+    """ppo, sql, reinforce, grpo, rloo, sft, or random (samples of the untrained policy: the baseline at equal
+    budget)."""
     iterations: int = Field(default=40, ge=1)
     lr: float = Field(default=5e-5, gt=0)
     """Adam's learning rate (RLPrompt: 5e-5)."""
@@ -143,7 +166,17 @@ class AlgorithmConfig(Section):
     vf_coeff: float = Field(default=0.5, ge=0)
     entropy_coeff: float = Field(default=0.0, ge=0)
     kl_coeff: float = Field(default=0.0, ge=0)
-    """Weight of KL(policy || starting policy) per token, in the loss."""
+    """Weight of KL(policy || starting policy) per token."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """"loss" adds the exact KL at the visited states; "reward" subtracts log(policy / start) of each written token."""
+    kl_target: float | None = Field(default=None, gt=0)
+    """KL in nats per prompt that an adaptive weight aims at; None keeps `kl_coeff` (arXiv:1909.08593, section 2.2)."""
+    kl_horizon: int = Field(default=10_000, ge=1)
+    """Prompts over which the adaptive weight moves (arXiv:1909.08593)."""
+    nlpo_top_p: float | None = Field(default=None, gt=0, le=1)
+    """PPO over the nucleus of a slowly refreshed copy of the policy only (NLPO, arXiv:2210.01241); None is off."""
+    nlpo_every: int = Field(default=20, ge=1)
+    """Iterations between two refreshes of NLPO's masking copy."""
     sql_variant: Literal["v1", "v2", "v3", "v2_v3"] = "v2_v3"
     """Soft Q-learning loss; v2_v3 is the published mix (v2 + v3) / 2."""
     polyak: float = Field(default=0.001, gt=0, le=1)
@@ -186,6 +219,17 @@ class RunSettings(Section):
     tensorboard: bool = True
 
 
+class StageConfig(Section):
+    """One stage of a run; later stages start from the policy of the one before."""
+
+    name: str
+    """Its folder in the run, and its name in events."""
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    """`sft` warms the policy up on pairs of the task's own extractor; the others learn from rewards."""
+    data: dict[str, Any] = Field(default_factory=dict)
+    """SFT: where the pairs come from, for example {extractor: keywords}."""
+
+
 class RunConfig(Section):
     """One training or search run."""
 
@@ -200,6 +244,8 @@ class RunConfig(Section):
     calibration: Literal["none", "median", "contextual"] = "none"
     """Calibration of choice probabilities while training, fitted on train only."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
+    stages: list[StageConfig] = Field(default_factory=list)
+    """What comes before `algorithm`, in order: prepare, SFT warm start, ..."""
     budget: BudgetConfig = BudgetConfig()
     selection: SelectionConfig = SelectionConfig()
     run: RunSettings = RunSettings()
