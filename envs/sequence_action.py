@@ -20,7 +20,7 @@ ACTIONS = ("token", "sequence")
 
 
 class SequenceAction(gymnasium.Wrapper[dict[str, IntArray], Any, dict[str, IntArray], Any], RecordConstructorArgs):
-    """Makes `TokenPromptEnv` an environment with episodes of one step.
+    """Makes a token environment one with episodes of one step (one for each turn, where there are several).
 
     The action is `MultiDiscrete([V] * T)`: all token ids. With `eos`, what follows the first EOS is ignored;
     write EOS there too. Reward: the sum over the tokens' steps. `masked_action` is True where any token was
@@ -51,13 +51,13 @@ class SequenceAction(gymnasium.Wrapper[dict[str, IntArray], Any, dict[str, IntAr
             observation, reward, terminated, truncated, info = self.env.step(token)
             total += float(reward)
             is_masked |= bool(info["masked_action"])
-            if terminated or truncated:
+            if terminated or truncated or _new_turn(self.env):
                 break
         return observation, total, terminated, truncated, {**_without_mask(info), "masked_action": is_masked}
 
 
 class SequenceActionVector(VectorWrapper):
-    """`SequenceAction` for `TokenPromptVectorEnv`: (num_envs, T) token ids in, one scoring call.
+    """`SequenceAction` for vector environments: (num_envs, T) token ids in, one scoring call.
 
     The step after the last one begins anew and ignores its actions (next-step autoreset), as in the wrapped env.
 
@@ -91,7 +91,7 @@ class SequenceActionVector(VectorWrapper):
             total += rewards
             masked |= infos["masked_action"]
             self._is_over = bool((terminated | truncated).all())
-            if self._is_over:
+            if self._is_over or _new_turn(self.env):
                 break
         return observations, total, terminated, truncated, {**_without_mask(infos), "masked_action": masked}
 
@@ -104,7 +104,7 @@ def make_env(action: str = "token", **kwargs: Any) -> gymnasium.Env[dict[str, In
         **kwargs: arguments of `TokenPromptEnv`.
     """
     env = TokenPromptEnv(**kwargs)
-    return SequenceAction(env) if _is_sequence(action) else env
+    return SequenceAction(env) if is_sequence(action) else env
 
 
 def make_vector_env(num_envs: int, action: str = "token", **kwargs: Any) -> VectorEnv[Any, Any, Any]:
@@ -116,13 +116,19 @@ def make_vector_env(num_envs: int, action: str = "token", **kwargs: Any) -> Vect
         **kwargs: arguments of `TokenPromptVectorEnv`.
     """
     env = TokenPromptVectorEnv(num_envs, **kwargs)
-    return SequenceActionVector(env) if _is_sequence(action) else env
+    return SequenceActionVector(env) if is_sequence(action) else env
 
 
-def _is_sequence(action: str) -> bool:
+def is_sequence(action: str) -> bool:
+    """Returns whether the action is the whole prompt; raises ConfigError for an unknown form."""
     if action not in ACTIONS:
         raise ConfigError(f"action must be one of {', '.join(ACTIONS)}, got '{action}'")
     return action == "sequence"
+
+
+def _new_turn(env: Any) -> bool:
+    """Whether the last token ended a turn and the next one has begun."""
+    return bool(env.unwrapped.writing.position == 0)
 
 
 def _whole_prompts(observations: Any, actions: Any) -> MultiDiscrete:

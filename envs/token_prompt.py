@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
-import gymnasium
-import numpy as np
-
-from rlprompt.envs.writing import PromptWriting, iteration_from
-from rlprompt.types import IntArray
+from rlprompt.envs.single import WritingEnv
+from rlprompt.envs.writing import PromptWriting
 
 
-class TokenPromptEnv(gymnasium.Env[dict[str, IntArray], Any]):
+class TokenPromptEnv(WritingEnv):
     """Writes one prompt token by token; the reward comes from the frozen target.
 
     ## Action space
@@ -58,8 +55,6 @@ class TokenPromptEnv(gymnasium.Env[dict[str, IntArray], Any]):
         ConfigError: an argument does not fit.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}  # type: ignore[misc]
-
     def __init__(
         self,
         scorer: dict[str, Any],
@@ -73,7 +68,7 @@ class TokenPromptEnv(gymnasium.Env[dict[str, IntArray], Any]):
         step_reward: str = "terminal",
         action_mask_in_info: bool = True,
     ) -> None:
-        self.writing = PromptWriting(
+        writing = PromptWriting(
             batch=1,
             scorer=scorer,
             tokenizer=tokenizer,
@@ -84,43 +79,4 @@ class TokenPromptEnv(gymnasium.Env[dict[str, IntArray], Any]):
             examples_per_step=examples_per_step,
             step_reward=step_reward,
         )
-        self.action_mask_in_info = action_mask_in_info
-        self.observation_space = self.writing.observation_space()
-        self.action_space = gymnasium.spaces.Discrete(self.writing.vocabulary_size, seed=seed)
-        self._next_iteration = 0
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, IntArray], dict[str, Any]]:
-        """Begins an empty prompt; see the class for `seed` and `options`."""
-        super().reset(seed=seed)
-        chosen = iteration_from(options, ("iteration", "episode"))
-        if seed is not None:
-            self._next_iteration = 0
-        iteration = int(chosen.get("iteration", self._next_iteration))
-        self._next_iteration = iteration + 1
-        self.writing.start(iteration, np.array([chosen.get("episode", 0)]))
-        return self._observation(), self._info(masked=False)
-
-    def step(self, action: Any) -> tuple[dict[str, IntArray], float, bool, bool, dict[str, Any]]:
-        """Writes one token."""
-        written = self.writing.write(np.asarray(action).reshape(-1))
-        info = self._info(masked=bool(written.masked[0]))
-        if written.finals is not None:
-            info |= written.finals[0]
-        return (
-            self._observation(),
-            float(written.rewards[0]),
-            bool(written.terminated[0]),
-            bool(written.truncated[0]),
-            info,
-        )
-
-    def _observation(self) -> dict[str, IntArray]:
-        return {name: values[0] for name, values in self.writing.observations().items()}
-
-    def _info(self, *, masked: bool) -> dict[str, Any]:
-        info: dict[str, Any] = {"masked_action": masked}
-        if self.action_mask_in_info:
-            info["action_mask"] = self.writing.allowed[0].astype(np.int8)
-        return info
+        super().__init__(writing, seed=seed, action_mask_in_info=action_mask_in_info)

@@ -1,6 +1,6 @@
-"""The rules of `rlprompt/TokenPrompt-v0`, for B prompts that are written at the same time.
+"""The rules of all prompt environments, for B prompts that are written at the same time.
 
-`TokenPromptEnv` plays them with B = 1, `TokenPromptVectorEnv` with B = num_envs. Shapes: T positions, C context
+The single environments play them with B = 1, the vector environments with B = num_envs. Shapes: T positions, C context
 tokens, V vocabulary.
 """
 
@@ -15,15 +15,20 @@ import numpy as np
 from pydantic import ValidationError
 
 from rlprompt.config import MaskConfig, describe
+from rlprompt.envs.contexts import MetaContexts, MetaSettings, PlainContext, context_limit, reference_text
+from rlprompt.envs.keywords import KeywordReward
+from rlprompt.envs.turns import Turns, is_wrong
 from rlprompt.errors import ConfigError
 from rlprompt.masks import NOT_WRITTEN, decode, eos_token, static_mask, step_mask
-from rlprompt.types import BoolArray, Failure, FloatArray, IntArray, Json, Scores
+from rlprompt.types import BoolArray, Example, Failure, FloatArray, IntArray, Json, Scores
 
 if TYPE_CHECKING:
     from rlprompt.scoring import Scorer
 
 LARGEST_KEY = 2**31 - 1
 """Iteration and episode numbers stay below this."""
+TURN_STRIDE = 2**20
+"""The key's second part grows by this with every turn, so that no two turns share their random draws."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,9 @@ class Written:
 class PromptWriting:
     """Writes B prompts token by token and scores them in one call when all have ended.
 
+    With `meta.turns` above 1, the prompts that turn out wrong are written again, with the target's failed answer in
+    the context; those that are right (or failed) wait, their reward stands.
+
     Args:
         batch: prompts B.
         scorer: JSON spec of the scorer (`rlprompt.scoring.scorer_spec`).
@@ -54,6 +62,8 @@ class PromptWriting:
         context: what the policy reads before it writes; empty means the BOS (else EOS) token.
         examples_per_step: train examples per iteration; None takes all.
         step_reward: "terminal" or "difference".
+        meta: the meta-prompt and what belongs to it, in the place of `context`.
+        round_size: prompts of an iteration over all workers; B by default.
 
     Raises:
         ConfigError: an argument does not fit.
@@ -71,6 +81,8 @@ class PromptWriting:
         context: str,
         examples_per_step: int | None,
         step_reward: str,
+        meta: MetaSettings | None = None,
+        round_size: int | None = None,
     ) -> None:
         from rlprompt.models import load_tokenizer
         from rlprompt.scoring import shared_scorer
@@ -84,7 +96,6 @@ class PromptWriting:
         self.length = prompt_length
         self.step_reward = step_reward
         self.examples_per_step = examples_per_step
-        self.context = context
         self.scorer: Scorer = shared_scorer(scorer)
         self.tokenizer = load_tokenizer(tokenizer)
         self.vocabulary_size = len(self.tokenizer)
@@ -95,7 +106,17 @@ class PromptWriting:
         words = int(self.static_mask.sum()) - int(eos)
         if self.no_repeat and words < prompt_length:
             raise ConfigError(f"env.mask.no_repeat leaves {words} tokens for {prompt_length} positions; allow more")
-        self.context_ids: IntArray = _context_ids(self.tokenizer, context)
+        self.meta = meta if meta is not None else MetaSettings()
+        self.contexts: PlainContext | MetaContexts = PlainContext(self.tokenizer, context)
+        if meta is not None:
+            self.contexts = MetaContexts(
+                self.tokenizer,
+                meta,
+                limit=context_limit(tokenizer, prompt_length, meta.max_context),
+                scorer=self.scorer,
+                round_size=batch if round_size is None else round_size,
+            )
+        self._check_meta()
         self.last_scores: Scores | None = None
         self.last_training_rewards: FloatArray | None = None
         self.start(0, np.arange(batch))
@@ -106,17 +127,18 @@ class PromptWriting:
         return gymnasium.spaces.Dict(
             {
                 "tokens": box(NOT_WRITTEN, last, (self.length,), np.int64),
-                "context": box(NOT_WRITTEN, last, self.context_ids.shape, np.int64),
+                "context": box(NOT_WRITTEN, last, (self.contexts.width,), np.int64),
                 "key": box(0, LARGEST_KEY, (2,), np.int64),
             }
         )
 
     def observations(self) -> dict[str, IntArray]:
         """Returns fresh arrays: `tokens` (B, T), `context` (B, C) and `key` (B, 2)."""
+        keys = self.episodes + self.turns.number * TURN_STRIDE
         return {
             "tokens": self.tokens.copy(),
-            "context": np.repeat(self.context_ids[None], self.batch, axis=0),
-            "key": np.stack([np.full(self.batch, self.iteration), self.episodes], axis=1).astype(np.int64),
+            "context": self.context_ids.copy(),
+            "key": np.stack([np.full(self.batch, self.iteration), keys], axis=1).astype(np.int64),
         }
 
     def start(self, iteration: int, episodes: IntArray) -> None:
@@ -128,13 +150,20 @@ class PromptWriting:
         """
         self.iteration = iteration
         self.episodes = np.asarray(episodes, dtype=np.int64)
-        self.tokens: IntArray = np.full((self.batch, self.length), NOT_WRITTEN, dtype=np.int64)
-        self.position = 0
-        self.ended: BoolArray = np.zeros(self.batch, dtype=np.bool_)
+        self.inputs: list[Example] | None = self.contexts.inputs(iteration, self.episodes)
         self.is_over = False
-        self.allowed: BoolArray = self._allowed()
+        self.turns = Turns(self.batch, self.meta.turns)
         self._failures: dict[int, Failure] = {}
         self._previous: FloatArray | None = None
+        self._keywords = self._keyword_reward()
+        self._begin_turn()
+
+    def _begin_turn(self) -> None:
+        self.context_texts, self.context_ids = self.contexts.read(self.inputs, self.turns.feedback)
+        self.tokens: IntArray = np.full((self.batch, self.length), NOT_WRITTEN, dtype=np.int64)
+        self.position = 0
+        self.ended: BoolArray = self.turns.waiting.copy()
+        self.allowed: BoolArray = self._allowed()
 
     def write(self, actions: Any) -> Written:
         """Appends one token to each prompt; ended prompts wait whatever their action.
@@ -159,16 +188,17 @@ class PromptWriting:
             self.ended = self.ended | (chosen == self.eos_id)
         self.tokens[rows, self.position] = chosen
         self.position += 1
-        at_limit = self.position == self.length
-        self.is_over = at_limit or bool(self.ended.all())
-        self.allowed = self._allowed()
+        rewards = np.zeros(self.batch)
+        if self._keywords is not None:
+            rewards += self._keywords.step(self.prompts(), self.ended | (self.position == self.length))
+        if self.position == self.length or bool(self.ended.all()):
+            rewards += self._end_turn()
+        elif self.step_reward == "difference":
+            rewards += self._differences(self._score(self.prompts()))
+        if not self.is_over and self.position:
+            self.allowed = self._allowed()
         ends = np.full(self.batch, self.is_over)
         terminated = ends if self.eos_id is None else ends & self.ended
-        rewards = np.zeros(self.batch)
-        if self.step_reward == "difference":
-            rewards = self._differences()
-        elif self.is_over:
-            rewards = self._training_rewards()
         return Written(
             rewards=rewards,
             terminated=terminated,
@@ -177,9 +207,36 @@ class PromptWriting:
             finals=self._finals() if self.is_over else None,
         )
 
+    def _end_turn(self) -> FloatArray:
+        """Scores what was written; begins the next turn where one follows, else ends the episodes; rewards (B,)."""
+        scores = self._score(self.prompts())
+        again = self.turns.left and bool((is_wrong(scores) & ~self.turns.waiting).any())
+        rewards = np.zeros(self.batch)
+        if self.step_reward == "difference":
+            rewards = self._differences(scores)
+        elif not again:
+            rewards = self._training_rewards(scores)
+        if again:
+            self.turns.advance(scores, self.scorer.task, self.examples, per_input=self.contexts.per_input)
+            self._begin_turn()
+        else:
+            self.is_over = True
+            self.allowed = self._allowed()
+        return rewards
+
     def prompts(self) -> list[str]:
-        """Returns the texts written so far."""
-        return [decode(self.tokenizer, row) for row in self.tokens.tolist()]
+        """Returns the texts written so far; of those that wait in a later turn, what they wrote before."""
+        return [
+            decode(self.tokenizer, row) if settled is None else settled
+            for row, settled in zip(self.tokens.tolist(), self.turns.settled, strict=True)
+        ]
+
+    @property
+    def examples(self) -> tuple[Example, ...]:
+        """What the prompts are scored on: the iteration's minibatch, or each prompt's own example."""
+        if self.inputs is not None:
+            return tuple(self.inputs)
+        return self.scorer.minibatch(self.iteration, self.examples_per_step)
 
     def first_allowed(self) -> BoolArray:
         """Returns which tokens may begin a prompt, (B, V)."""
@@ -189,10 +246,39 @@ class PromptWriting:
         """The mask of the next token; nothing once the episodes are over."""
         if self.is_over:
             return np.zeros((self.batch, self.vocabulary_size), dtype=np.bool_)
-        return self._step_mask(self.position)
+        mask = self._step_mask(self.position)
+        if self.eos_id is not None and self.turns.waiting.any():
+            mask[self.turns.waiting] = False
+            mask[self.turns.waiting, self.eos_id] = True
+        return mask
 
     def _step_mask(self, position: int) -> BoolArray:
         return step_mask(self.static_mask, self.tokens[:, :position], eos_id=self.eos_id, no_repeat=self.no_repeat)
+
+    def _check_meta(self) -> None:
+        """Raises ConfigError where scorer and settings do not fit."""
+        meta, scorer = self.meta, self.scorer
+        if self.contexts.per_input:
+            scorer.check_pairs(meta.samples)
+            compared = any(getattr(stabiliser, "compares_prompts", False) for stabiliser in scorer.stabilisers)
+            if compared and self.batch > 1 and meta.rewrites_per_input < 2:
+                raise ConfigError(
+                    "a stabiliser compares the prompts for one input, but env.rewrites_per_input is 1; use at least 2"
+                )
+        elif meta.samples > 1:
+            raise ConfigError("env.samples is for env.level=instance; set it to 1")
+        if meta.turns > 1 and (self.eos_id is None or scorer.asks == "logprob"):
+            raise ConfigError("env.turns above 1 needs prompts that end with EOS and a target that answers")
+        if meta.hint_reward > 0 and (not self.contexts.per_input or scorer.task.choices is not None):
+            raise ConfigError(
+                "env.hint_reward counts keywords of an input's reference text; set it to 0 at task level and for tasks "
+                "with choices"
+            )
+
+    def _keyword_reward(self) -> KeywordReward | None:
+        if not self.meta.hint_reward or self.inputs is None:
+            return None
+        return KeywordReward(self.meta.hint_reward, [reference_text(self.scorer, example) for example in self.inputs])
 
     def _checked(self, actions: Any) -> IntArray:
         chosen = np.asarray(actions)
@@ -206,22 +292,25 @@ class PromptWriting:
 
     def _score(self, prompts: list[str]) -> Scores:
         """Scores in one call and remembers scores and failures."""
-        examples = self.scorer.minibatch(self.iteration, self.examples_per_step)
-        scores = self.scorer.score(prompts, examples, contexts=[self.context] * self.batch)
+        if self.inputs is None:
+            scores = self.scorer.score(prompts, self.examples, contexts=self.context_texts)
+        else:
+            scores = self.scorer.score_pairs(
+                prompts, self.inputs, samples=self.meta.samples, contexts=self.context_texts
+            )
         for row in np.flatnonzero(~scores.prompt_valid).tolist():
             self._failures.setdefault(row, _failure(scores, row))
         self.last_scores = scores
         return scores
 
-    def _training_rewards(self) -> FloatArray:
+    def _training_rewards(self, scores: Scores) -> FloatArray:
         """Stabilised rewards (B,); a failed prompt gets 0.0, for want of a number that means nothing."""
-        scores = self._score(self.prompts())
         self.last_training_rewards = self.scorer.stabilise(scores)
         return np.where(scores.prompt_valid, self.last_training_rewards, 0.0)
 
-    def _differences(self) -> FloatArray:
+    def _differences(self, scores: Scores) -> FloatArray:
         """Raw reward of each prefix less that of the one before; 0 where either failed: an invalid episode."""
-        raw = self._score(self.prompts()).mean_rewards
+        raw = scores.mean_rewards
         previous = self._previous if self._previous is not None else np.full(self.batch, np.nan)
         rewards = np.nan_to_num(raw - previous, nan=0.0)
         self._previous = np.where(np.isnan(raw), previous, raw)
@@ -262,16 +351,6 @@ def _mask_config(mask: Mapping[str, Any] | None) -> MaskConfig:
         return MaskConfig.model_validate(dict(mask or {}))
     except ValidationError as error:
         raise ConfigError(f"mask: {describe(error, MaskConfig)}") from error
-
-
-def _context_ids(tokenizer: Any, context: str) -> IntArray:
-    ids = list(tokenizer.encode(context, add_special_tokens=False)) if context else []
-    if not ids:
-        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        if start is None:
-            raise ConfigError("the tokenizer has neither BOS nor EOS; give the policy a context (policy.context)")
-        ids = [start]
-    return np.array(ids, dtype=np.int64)
 
 
 def _failure(scores: Scores, row: int) -> Failure:

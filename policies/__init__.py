@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlprompt.policies.base import PromptPolicy
-from rlprompt.policies.saving import load_policy
+from rlprompt.policies.base import FeaturePolicy, PromptPolicy, Writer
+from rlprompt.policies.saving import load_policy, read_policy_json
 from rlprompt.registry import resolve
 
 if TYPE_CHECKING:
     from rlprompt.config import PolicyConfig
 
-__all__ = ["PromptPolicy", "build_policy", "load_policy"]
+__all__ = ["FeaturePolicy", "PromptPolicy", "Writer", "build_policy", "load_policy", "read_policy_json"]
 
 
 def build_policy(

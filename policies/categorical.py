@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 import torch
 from torch import Tensor
 
-from rlprompt.policies.base import Decoding, PromptPolicy, parse_settings
+from rlprompt.policies.base import Decoding, FeaturePolicy, parse_settings
 
 if TYPE_CHECKING:
     from rlprompt.config import PolicyConfig
@@ -27,7 +27,7 @@ class TableHead(torch.nn.Module):
         self.value = torch.nn.Parameter(torch.zeros(prompt_length))
 
 
-class CategoricalPolicy(PromptPolicy):
+class CategoricalPolicy(FeaturePolicy):
     """A table of token logits per position. Features are positions: (B, T, 1), int64.
 
     Args:
@@ -42,6 +42,7 @@ class CategoricalPolicy(PromptPolicy):
         settings = parse_settings(self.kind, Decoding, config.kwargs)
         super().__init__(config, prompt_length=prompt_length, settings=settings)
         self.head = TableHead(prompt_length, self.vocabulary_size)
+        self.freeze_reference()
 
     def features(self, context: Tensor, tokens: Tensor) -> Tensor:
         """Returns the positions (B, T, 1)."""

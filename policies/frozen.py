@@ -54,6 +54,45 @@ class Reading:
         """Returns None: a copy of a policy reads afresh."""
 
 
+@dataclass(frozen=True)
+class AroundOutput:
+    """What an LM does before and behind its output layer, by its configuration."""
+
+    scale: float
+    soft_cap: float | None
+
+    @classmethod
+    def of(cls, settings: Any) -> AroundOutput:
+        """Reads a transformers configuration."""
+        scale = float(getattr(settings, "logit_scale", None) or 1.0)  # Cohere
+        scale /= float(getattr(settings, "logits_scaling", None) or 1.0)  # Granite
+        if getattr(settings, "scale_decoder_outputs", False):  # T5
+            scale *= float(settings.d_model) ** -0.5
+        return cls(scale, getattr(settings, "final_logit_softcapping", None))  # Gemma 2
+
+    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Returns logits (..., V) for hidden states (..., d), weight (V, d) and bias (V,), all of one number type."""
+        logits = torch.nn.functional.linear(hidden, weight, bias)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.soft_cap is not None:
+            logits = torch.tanh(logits / self.soft_cap) * self.soft_cap
+        return logits
+
+
+def output_layer(model: Any, vocabulary_size: int) -> Any:
+    """Returns an LM's output layer.
+
+    Raises:
+        ConfigError: it is smaller than the vocabulary.
+    """
+    layer = model.get_output_embeddings()
+    if layer is None or layer.weight.shape[0] < vocabulary_size:
+        rows = 0 if layer is None else layer.weight.shape[0]
+        raise ConfigError(f"the policy's LM scores {rows} tokens but its tokenizer has {vocabulary_size}")
+    return layer
+
+
 class FrozenLM:
     """A frozen causal LM: no parameters for optimisers, no state for checkpoints, shared by copies.
 
@@ -69,18 +108,13 @@ class FrozenLM:
 
     def __init__(self, model: Any, vocabulary_size: int) -> None:
         self.body: Any = model.base_model
-        layer = model.get_output_embeddings()
-        if layer is None or layer.weight.shape[0] < vocabulary_size:
-            rows = 0 if layer is None else layer.weight.shape[0]
-            raise ConfigError(f"the policy's LM scores {rows} tokens but its tokenizer has {vocabulary_size}")
+        layer = output_layer(model, vocabulary_size)
         # In float32 also under a bfloat16 LM: rounding logits of 20 to 0.1 would drown the policy's small changes.
         self.weight: Tensor = layer.weight.detach()[:vocabulary_size].float()
         bias = getattr(layer, "bias", None)
         self.bias: Tensor | None = None if bias is None else bias.detach()[:vocabulary_size].float()
         settings = model.config.get_text_config()
-        self.soft_cap = getattr(settings, "final_logit_softcapping", None)  # Gemma 2
-        self.scale = float(getattr(settings, "logit_scale", None) or 1.0)  # Cohere
-        self.scale /= float(getattr(settings, "logits_scaling", None) or 1.0)  # Granite
+        self.around = AroundOutput.of(settings)
         self.most_tokens: int | None = getattr(settings, "max_position_embeddings", None)
         self._contexts: OrderedDict[tuple[int, ...], ReadContext] = OrderedDict()
         self.tokens_computed = 0
@@ -101,12 +135,7 @@ class FrozenLM:
 
     def project(self, hidden: Tensor) -> Tensor:
         """Returns the LM's logits (..., V) in float32 for hidden states (..., d); gradients pass through."""
-        logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
-        if self.scale != 1.0:
-            logits = logits * self.scale
-        if self.soft_cap is not None:
-            logits = torch.tanh(logits / self.soft_cap) * self.soft_cap
-        return logits
+        return self.around.logits(hidden, self.weight, self.bias)
 
     @torch.no_grad()
     def start(self, contexts: list[tuple[int, ...]]) -> Reading:

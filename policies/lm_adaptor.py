@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rlprompt.policies.base import Decoding, PromptPolicy, linear, parse_settings
+from rlprompt.policies.base import Decoding, FeaturePolicy, linear, parse_settings
 from rlprompt.policies.frozen import FrozenLM, Reading, shared_frozen_lm
 from rlprompt.policies.sampling import FORBIDDEN, filter_top_k
 from rlprompt.seeding import integer_seed
@@ -75,7 +75,7 @@ class AdaptorHead(torch.nn.Module):
         return value.squeeze(-1)
 
 
-class LMAdaptorPolicy(PromptPolicy):
+class LMAdaptorPolicy(FeaturePolicy):
     """A frozen causal LM with a trainable adaptor before its output layer.
 
     Features are hidden states of the frozen LM, float32, also where the LM computes in bfloat16. The context's keys
@@ -100,18 +100,19 @@ class LMAdaptorPolicy(PromptPolicy):
         self.adaptor_settings = settings
         self.frozen = self._frozen_lm(torch.device("cpu"))
         self.head = AdaptorHead(self.frozen.hidden_size, settings.hidden, integer_seed(seed, "policy"))
+        self.freeze_reference()
         self._reading: Reading | None = None
 
     def features(self, context: Tensor, tokens: Tensor) -> Tensor:
         """Returns hidden states (B, T, d): one forward pass over the tokens, none over a context read before."""
-        reading = self.frozen.start(self._contexts(context))
+        reading = self.frozen.start(self.context_rows(context))
         first = reading.last.unsqueeze(1)
         following = self.frozen.read(reading, tokens[:, :-1].to(self.frozen.device))
         return torch.cat([first, following], dim=1).to(self.device)
 
     def next_features(self, context: Tensor, tokens: Tensor) -> Tensor:
         """Returns the hidden state (B, d) after the last token; computes only what the previous call had not."""
-        contexts = self._contexts(context)
+        contexts = self.context_rows(context)
         tokens = tokens.to(self.frozen.device)
         reading = self._continued(contexts, tokens)
         if reading is None:
@@ -155,11 +156,6 @@ class LMAdaptorPolicy(PromptPolicy):
             device=device,
             vocabulary_size=self.vocabulary_size,
         )
-
-    def _contexts(self, context: Tensor) -> list[tuple[int, ...]]:
-        empty = tuple(self.context_ids(""))
-        rows = (tuple(token for token in row if token >= 0) for row in context.tolist())
-        return [row or empty for row in rows]
 
     def _continued(self, contexts: list[tuple[int, ...]], tokens: Tensor) -> Reading | None:
         """Returns the previous call's reading where its rows are the beginning of these."""

@@ -120,17 +120,18 @@ def write_prompts(
     if uniforms is not None and uniforms.shape != (len(context), length):
         raise ConfigError(f"uniforms must have the shape {(len(context), length)}, got {uniforms.shape}")
     tokens = torch.full((len(context), length), -1, dtype=torch.long, device=context.device)
+    writer = policy.writer(context)
+    last: Tensor | None = None
     for step in range(length):
         written = tokens[:, :step]
         if eos_id is not None and bool((written == eos_id).any(dim=1).all()) and len(written):
             tokens[:, step:] = eos_id
             break
-        features = policy.next_features(context, written)
-        logits = policy.logits(features)
+        logits = writer.next_logits(last)
         allowed = step_mask(static_mask, written.cpu().numpy(), eos_id=eos_id, no_repeat=no_repeat)
-        logits = policy.sampling_logits(features, logits, torch.from_numpy(allowed).to(logits.device))
+        logits = writer.sampling_logits(logits, torch.from_numpy(allowed).to(logits.device))
         chosen = greedy(logits) if uniforms is None else draw(logits, uniforms[:, step])
-        tokens[:, step] = chosen.to(tokens.device)
+        tokens[:, step] = last = chosen.to(tokens.device)
     return tokens
 
 

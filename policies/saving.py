@@ -1,5 +1,6 @@
-"""Policies on disk: `policy.safetensors` (what was trained) and `policy.json` (what it was trained on top of).
+"""Policies on disk: the weights that were trained, and `policy.json` (what they were trained on top of).
 
+The weights are `policy.safetensors`, a PEFT adapter's folder or a Hugging Face model's folder, by the policy's kind.
 `policy.json` holds no paths and names no code: the kind is one of the built-in policies.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,12 @@ from pydantic import ValidationError
 from rlprompt.config import PolicyConfig, describe
 from rlprompt.errors import CheckpointError, ConfigError
 from rlprompt.models import resolve_model
-from rlprompt.policies.base import PromptPolicy
+from rlprompt.policies.base import WEIGHTS, PromptPolicy
 from rlprompt.registry import BUILT_IN, resolve
 from rlprompt.types import Json
 
 FORMAT_VERSION = 1
-WEIGHTS, DESCRIPTION = "policy.safetensors", "policy.json"
+DESCRIPTION = "policy.json"
 
 
 def save_policy(policy: PromptPolicy, folder: Path, extra: Json | None = None) -> None:
@@ -37,19 +39,19 @@ def save_policy(policy: PromptPolicy, folder: Path, extra: Json | None = None) -
         CheckpointError: the folder cannot be written.
         ConfigError: `extra` holds something that JSON does not know.
     """
-    import safetensors.torch
-
-    weights = safetensors.torch.save(policy.trainable_state())
     description = _description(policy, dict(extra or {}))
-    description["weights_sha256"] = hashlib.sha256(weights).hexdigest()
-    try:
-        text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"the policy's further values must be JSON: {error}") from error
+    _as_json(description)  # a mistake must show before anything is written
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / WEIGHTS, weights)
-        _write(folder / DESCRIPTION, text.encode("utf-8"))
+        with tempfile.TemporaryDirectory(prefix=".policy-", dir=folder) as name:
+            policy.write_weights(Path(name))
+            written = sorted(Path(name).iterdir())
+            description["files"] = {file.name: _sha256(file) for file in written}
+            for file in written:
+                _sync(file)
+                file.chmod(0o644)  # safetensors makes files that only their owner may read
+                file.replace(folder / file.name)
+        _write(folder / DESCRIPTION, _as_json(description).encode("utf-8"))
     except OSError as error:
         raise CheckpointError(f"cannot write the policy to {folder}: {error}") from error
 
@@ -98,8 +100,21 @@ def load_policy(path: str | Path, *, model: str | None = None) -> PromptPolicy:
             f"{folder}: trained with {description['vocabulary_size']} tokens, '{config.model}' has "
             f"{policy.vocabulary_size}"
         )
-    policy.load_trainable_state(_read_weights(folder / WEIGHTS, description["weights_sha256"]))
+    policy.read_weights(_read_files(folder, description["files"]))
     return policy.eval()
+
+
+def read_policy_json(path: str | Path) -> Json:
+    """Returns the checked `policy.json` of an exported folder or a run folder, without loading a model.
+
+    What was saved under `extra` (mode, meta_prompt, draft, target, dev score, ...) stands beside the other fields.
+
+    Raises:
+        ConfigError: nothing is saved there.
+        CheckpointError: the file is cut off, of another format, or lacks a field.
+    """
+    description = _read_description(_policy_folder(Path(path)) / DESCRIPTION)
+    return {**dict(description.get("extra") or {}), **description}
 
 
 def _description(policy: PromptPolicy, extra: Json) -> Json:
@@ -149,7 +164,7 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "vocabulary_size": int,
     "prompt_length": int,
     "context": str,
-    "weights_sha256": str,
+    "files": dict,
 }
 
 
@@ -164,6 +179,8 @@ def _read_description(file: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{file} has format_version {data.get('format_version')!r}, this version reads {FORMAT_VERSION}"
         )
+    if isinstance(data.get("weights_sha256"), str):  # written before a policy could have several files
+        data.setdefault("files", {WEIGHTS: data["weights_sha256"]})
     for name, kind in _FIELDS.items():
         if not isinstance(data.get(name), kind):
             raise CheckpointError(f"{file}: '{name}' is missing or of the wrong type")
@@ -176,20 +193,45 @@ def _read_description(file: Path) -> dict[str, Any]:
     return data
 
 
-def _read_weights(file: Path, sha256: str) -> dict[str, Any]:
+def _read_files(folder: Path, files: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Checks every file that was saved and returns the tensors of the *.safetensors among them, by file name."""
     import safetensors
     import safetensors.torch
 
+    tensors: dict[str, dict[str, Any]] = {}
+    for name, sha256 in files.items():
+        if Path(name).name != name:
+            raise CheckpointError(f"{folder / DESCRIPTION}: '{name[:80]}' is no file name")
+        file = folder / name
+        try:
+            found = _sha256(file)
+        except OSError as error:
+            raise CheckpointError(f"the policy's weights cannot be read: {_one_line(error)}") from error
+        if found != sha256:
+            raise CheckpointError(f"{file} is truncated or altered: its checksum is not that of {DESCRIPTION}")
+        if file.suffix == ".safetensors":
+            try:
+                tensors[name] = safetensors.torch.load_file(file)
+            except safetensors.SafetensorError as error:
+                raise CheckpointError(f"{file} is not a safetensors file: {_one_line(error)}") from error
+    return tensors
+
+
+def _as_json(description: Json) -> str:
     try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"the policy's weights cannot be read: {_one_line(error)}") from error
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise CheckpointError(f"{file} is truncated or altered: its checksum is not that of {DESCRIPTION}")
-    try:
-        return safetensors.torch.load(content)
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{file} is not a safetensors file: {_one_line(error)}") from error
+        return json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the policy's further values must be JSON: {error}") from error
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -67,7 +67,7 @@ def check_rewards(
             what to do.
     """
     examples = _choose(task, num_examples)
-    pairs, labels = _make_pairs(task, examples, rewards.needs, prompt)
+    pairs, labels = _make_pairs(task, examples, rewards, prompt)
     runner = Runner()
     try:
         return [_check(component, runner, pairs, labels, examples, task) for component in rewards.components]
@@ -169,15 +169,22 @@ def _choose(task: Task, count: int) -> list[Example]:
     return ordered[:count]
 
 
-def _make_pairs(task: Task, examples: Sequence[Example], needs: str, prompt: str) -> tuple[Pairs, tuple[str, ...]]:
+def _make_pairs(
+    task: Task, examples: Sequence[Example], rewards: RewardSet, prompt: str
+) -> tuple[Pairs, tuple[str, ...]]:
     """All gold outputs, then all wrong, then all empty ones; with a description of each sample."""
     count = len(KINDS) * len(examples)
+    needs = rewards.needs
+    columns = {key: list(values) * len(KINDS) for key, values in task.columns(examples).items()}
+    if rewards.needs_original:  # made-up answers to the original prompt, which say nothing
+        columns["original_prompts"] = [""] * count
+        columns["originals"] = [_output("empty", example, task, needs) for _ in KINDS for example in examples]
     pairs = Pairs(
         prompts=[""] * count,
         completions=[prompt] * count,
         outputs=[_output(kind, example, task, needs) for kind in KINDS for example in examples],
         references=[example.reference for example in examples] * len(KINDS),
-        columns={key: list(values) * len(KINDS) for key, values in task.columns(examples).items()},
+        columns=columns,
     )
     return pairs, tuple(f"the {kind} output of example '{example.id}'" for kind in KINDS for example in examples)
 

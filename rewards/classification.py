@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from rlprompt.errors import ConfigError
+from rlprompt.rewards.generation import TokenF1
 from rlprompt.types import TargetOutput
 
 _SMALLEST_LOG = -708.0
@@ -136,6 +137,40 @@ class CrossEntropy(LogProbability):
         if output.completion_tokens < 1:
             raise ValueError("the target did not count the tokens of the reference; use log-probability instead")
         return value / output.completion_tokens
+
+
+class LikelihoodF1(LogProbability):
+    """Log-probability of the right choice in nats, plus `weight` times the F1 of the most probable choice's words.
+
+    The reward that PRewrite (arXiv:2401.08189) reports as its best, log-likelihood and F1; its exact weighting is
+    not published. The F1 is that of `token-f1` between the texts of the two choices; of a tie for the most probable
+    one the F1 counts as 0.
+
+    Args:
+        weight: of the F1, above 0.
+    """
+
+    needs: ClassVar[str] = "choices"
+
+    def __init__(self, weight: float = 1.0) -> None:
+        if not 0 < weight < math.inf:
+            raise ConfigError(f"log-likelihood-f1: weight must be a number above 0, got {weight}")
+        self.weight = weight
+        self._f1 = TokenF1()
+
+    def _score(self, output: TargetOutput, reference: Any, choices: tuple[str, ...]) -> float | None:
+        value = super()._score(output, reference, choices)
+        if value is None or output.choice_logprobs is None:
+            return None
+        if len(choices) != len(output.choice_logprobs):
+            raise ValueError(f"{len(output.choice_logprobs)} probabilities for {len(choices)} choices")
+        best = max(output.choice_logprobs)
+        chosen = [index for index, entry in enumerate(output.choice_logprobs) if entry == best]
+        if len(chosen) != 1:
+            return value
+        gold = choices[_label(reference, choices, len(choices))]
+        f1 = self._f1(outputs=[TargetOutput(text=choices[chosen[0]])], references=[gold])[0]
+        return value + self.weight * float(f1 or 0.0)
 
 
 def _label(reference: Any, choices: tuple[str, ...], count: int) -> int:

@@ -26,7 +26,10 @@ from rlprompt.types import Failure, FloatArray, TargetOutput
 NEEDS = ("choices", "text", "logprob", "any")
 
 _STANDARD = ("prompts", "completions", "outputs", "references")
-_ATTRIBUTES = ("needs", "reads_text", "gold_not_ordered", "timeout_seconds", "state_dict", "load_state_dict")
+_ATTRIBUTES = (
+    *("needs", "reads_text", "needs_original", "original", "gold_not_ordered", "timeout_seconds"),
+    *("state_dict", "load_state_dict"),
+)
 _TIMEOUT_SECONDS = 300.0
 _MESSAGE_CHARACTERS = 300
 # What user code may do wrong while it is imported or constructed; rlprompt's own errors are told as they are.
@@ -91,8 +94,9 @@ class Component:
             gets only the keywords that it names. May be async. Optional attributes: `needs` (what the target must
             answer: "choices", "text", "logprob" or "any", the default), `reads_text` (True where choices need no
             probabilities, an answered text will do), `gold_not_ordered` (True where a right
-            output need not score at least as high as a wrong one), `timeout_seconds`, `state_dict`,
-            `load_state_dict`.
+            output need not score at least as high as a wrong one), `needs_original` (True where it compares with
+            the original prompt: it then gets `original_prompts` and `originals`, the answers to those) and
+            `original` (a prompt to take for it), `timeout_seconds`, `state_dict`, `load_state_dict`.
         weight: factor in the sum; 0 only records the component.
         timeout_seconds: bound of one call over all pairs; None takes the reward's attribute, or 300.
 
@@ -120,6 +124,8 @@ class Component:
         self.timeout_seconds = float(timeout_seconds)
         self.needs: str = getattr(reward, "needs", "any")
         self.gold_not_ordered = bool(getattr(reward, "gold_not_ordered", False))
+        self.needs_original = bool(getattr(reward, "needs_original", False))
+        self.original: str | None = getattr(reward, "original", None)
         if self.needs not in NEEDS:
             raise ConfigError(f"reward '{name}': needs must be one of {', '.join(NEEDS)}, got {self.needs!r}")
         self._keywords = _accepted_keywords(name, reward)
@@ -137,7 +143,7 @@ class Component:
         for index, output in enumerate(pairs.outputs):
             if output.failure is not None:
                 continue
-            if (problem := self._missing(output)) is not None:
+            if (problem := self.missing(output)) is not None:
                 failures[index] = self._failure("malformed", problem)
             else:
                 chosen.append(index)
@@ -158,7 +164,13 @@ class Component:
         if state is not None:
             getattr(self.reward, "load_state_dict")(state)  # noqa: B009 - optional part of the protocol
 
-    def _missing(self, output: TargetOutput) -> str | None:
+    def call(self, arguments: Mapping[str, Any]) -> Any:
+        """Calls the reward with those of the keywords that it takes; whatever goes wrong is raised."""
+        return self.reward(
+            **{key: values for key, values in arguments.items() if self._keywords is None or key in self._keywords}
+        )
+
+    def missing(self, output: TargetOutput) -> str | None:
         """Says what an answer lacks for this reward; None when nothing."""
         if self.needs == "text" and output.text is None:
             return "needs the target's text, which answered with probabilities; use a reward that reads those"
@@ -168,9 +180,7 @@ class Component:
         return None
 
     def _score(self, runner: Runner, arguments: dict[str, list[Any]], count: int) -> Scored:
-        if self._keywords is not None:
-            arguments = {key: values for key, values in arguments.items() if key in self._keywords}
-        outcome = runner.run(partial(self.reward, **arguments), self.timeout_seconds)
+        outcome = runner.run(partial(self.call, arguments), self.timeout_seconds)
         if outcome.timed_out:
             return self._all_failed(count, "timeout", f"took longer than {self.timeout_seconds:g} s")
         if outcome.error is not None:

@@ -27,7 +27,7 @@ def normalise(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
-class _ReferenceReward(ABC):
+class ReferenceReward(ABC):
     """Compares the target's text with the gold answer, the best one where the reference is a list of them."""
 
     needs: ClassVar[str] = "text"
@@ -54,15 +54,19 @@ class _ReferenceReward(ABC):
             if output.failure is not None or output.text is None or not golds:
                 scores.append(None)
             else:
-                scores.append(max(self._compare(output.text, gold) for gold in golds))
+                scores.append(self._best(output.text, golds))
         return scores
+
+    def _best(self, text: str, golds: Sequence[str]) -> float:
+        """The score of one text against its gold answers; that of the best one, unless a measure takes them all."""
+        return max(self._compare(text, gold) for gold in golds)
 
     @abstractmethod
     def _compare(self, text: str, gold: str) -> float:
         """The score of one text against one gold answer."""
 
 
-class ExactMatch(_ReferenceReward):
+class ExactMatch(ReferenceReward):
     """1.0 when the target's text is the gold answer, else 0.0.
 
     Args:
@@ -79,7 +83,7 @@ class ExactMatch(_ReferenceReward):
         return float(self._normalise(text) == self._normalise(gold))
 
 
-class TokenF1(_ReferenceReward):
+class TokenF1(ReferenceReward):
     """Harmonic mean of precision and recall of the words, in [0, 1], after `normalise`.
 
     Words count as often as they occur in both. Two texts without any word agree (1.0).

@@ -55,6 +55,10 @@ class RewardSet:
             raise ConfigError(f"reward: all weights are 0 ({', '.join(names)}); give at least one a weight")
         self.components = tuple(components)
         self.needs = _common_need(self.components)
+        self.needs_original = any(component.needs_original for component in self.components)
+        """Whether a component compares with the original prompt."""
+        self.original = _common_original(self.components)
+        """The original prompt, where a component names one."""
         self._runner = Runner()
         self._warned: set[tuple[str, str]] = set()
 
@@ -154,6 +158,13 @@ class RewardSet:
             if (component.name, failure.kind) not in self._warned:  # once each: failures are counted elsewhere
                 self._warned.add((component.name, failure.kind))
                 _log.warning("%s; such samples are excluded", failure.message, exc_info=scored.error)
+
+
+def _common_original(components: Sequence[Component]) -> str | None:
+    named = {component.original: component.name for component in components if component.original is not None}
+    if len(named) > 1:
+        raise ConfigError(f"rewards {' and '.join(named.values())} name different original prompts; name one")
+    return next(iter(named), None)
 
 
 def _common_need(components: Sequence[Component]) -> str:

@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -23,6 +24,10 @@ from rlprompt.types import BoolArray, FloatArray, Json, Stabiliser, masked_mean
 
 class _Stabiliser(ABC):
     """Masks the entries and leaves the map to subclasses. Without a state unless a subclass adds one."""
+
+    compares_prompts: ClassVar[bool] = False
+    """Whether what a prompt gets depends on the other prompts: the scorer then shows it one input's prompts at a time
+    where prompts are written for single inputs."""
 
     def __init__(self) -> None:
         self.frozen = False
@@ -64,6 +69,8 @@ class ZScore(_Stabiliser):
         epsilon: added to the standard deviation, above 0. Rewards that are all equal become 0. Larger values damp
             steps in which the prompts hardly differ.
     """
+
+    compares_prompts = True
 
     def __init__(self, over: str = "step", epsilon: float = 1e-4) -> None:
         super().__init__()
@@ -188,6 +195,8 @@ class LeaveOneOut(_Stabiliser):
         scale: "none", or "std" to divide by the population standard deviation of the prompts' means + `epsilon`.
         epsilon: added to the standard deviation, above 0.
     """
+
+    compares_prompts = True
 
     def __init__(self, scale: str = "none", epsilon: float = 1e-4) -> None:
         super().__init__()

@@ -14,6 +14,7 @@ _LAZY = {
     "Example": "rlprompt.types",
     "Failure": "rlprompt.types",
     "Ledger": "rlprompt.targets.ledger",
+    "Rewriter": "rlprompt.serving",
     "RunConfig": "rlprompt.config",
     "Scorer": "rlprompt.scoring",
     "Scores": "rlprompt.types",
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from rlprompt.policies import load_policy as load_policy
     from rlprompt.runs import train as train
     from rlprompt.scoring import Scorer as Scorer
+    from rlprompt.serving import Rewriter as Rewriter
     from rlprompt.targets import load_target as load_target
     from rlprompt.targets.ledger import Ledger as Ledger
     from rlprompt.tasks import Task as Task

@@ -29,8 +29,10 @@ class TaskConfig(Section):
     """A built-in task, or the path of a task card (YAML)."""
     data: str | None = None
     """Folder with train, dev and test files that replace the card's source."""
-    variant: Literal["default", "masked"] = "default"
-    """"masked" takes the card's template for masked LMs."""
+    variant: Literal["default", "masked", "chat"] = "default"
+    """"masked" takes the card's template for masked LMs, "chat" the one of chat messages."""
+    max_input_words: int | None = Field(default=None, ge=1)
+    """Inputs are cut after so many words; None takes what the card says."""
     shots: int | None = Field(default=16, ge=1)
     """Examples per class in train, drawn by `split_seed`; None takes the whole split (RLPrompt: 16)."""
     dev_shots: int | None = Field(default=32, ge=1)
@@ -121,6 +123,9 @@ class EnvConfig(Section):
     """Instance level: rewrites of each drawn input in one step; divides `num_envs`."""
     samples: int = Field(default=1, ge=1)
     """Answers drawn from the target for each (prompt, example); the reward is their mean."""
+    best_of: int | None = Field(default=None, ge=1)
+    """The training reward is the expected best of so many of the `samples`, not their mean (RLPrompt's style transfer:
+    32 of 128)."""
     turns: int = Field(default=1, ge=1)
     """With more than one, the target's failed answer enters the next observation and the policy writes again."""
     step_reward: Literal["terminal", "difference"] = "terminal"
@@ -138,6 +143,16 @@ class EnvConfig(Section):
     examples_per_step: int | None = Field(default=None, ge=1)
     """Minibatch of train examples per iteration, stratified by class; None takes all (as published)."""
     mask: MaskConfig = MaskConfig()
+
+    @property
+    def per_input(self) -> bool:
+        """Whether a prompt is written for one example's input, and scored on that example only."""
+        return self.kind == "stimulus" or (self.kind == "rewrite" and self.level == "instance")
+
+    @property
+    def ends_with_eos(self) -> bool:
+        """Whether EOS ends a prompt; rewrites and hints always end so."""
+        return self.eos or self.kind != "token-prompt"
 
 
 class AlgorithmConfig(Section):
@@ -179,6 +194,12 @@ class AlgorithmConfig(Section):
     """Iterations between two refreshes of NLPO's masking copy."""
     sql_variant: Literal["v1", "v2", "v3", "v2_v3"] = "v2_v3"
     """Soft Q-learning loss; v2_v3 is the published mix (v2 + v3) / 2."""
+    scale_rewards: Literal["group", "batch", "none"] = "none"
+    """GRPO: divide advantages by the spread of their group (arXiv:2402.03300) or of the batch; "none" keeps rewards and
+    KL in one unit (arXiv:2503.20783)."""
+    loss_type: Literal["dr_grpo", "grpo", "bnpo", "dapo"] = "dr_grpo"
+    """GRPO: how tokens are summed up. "dr_grpo" divides by a constant; the others, in different ways, by how many were
+    written, which prefers short good and long bad prompts."""
     polyak: float = Field(default=0.001, gt=0, le=1)
     """Target network step tau (RLPrompt: 0.001, before each update)."""
     reward_shaping: tuple[Range, Range] = ((0.0, 1.0), (0.0, 5.0))

@@ -64,6 +64,16 @@ def static_mask(tokenizer: Any, config: MaskConfig, *, eos: bool) -> BoolArray:
     return allowed
 
 
+def without_files(config: MaskConfig) -> MaskConfig:
+    """Returns the same restrictions with the texts of the candidates' file in the place of its path.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    candidates = _candidate_texts(config.candidates)
+    return config.model_copy(update={"candidates": None if candidates is None else list(candidates)})
+
+
 def step_mask(static: BoolArray, tokens: IntArray, *, eos_id: int | None, no_repeat: bool) -> BoolArray:
     """Returns which token may be written next.
 

@@ -28,6 +28,16 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "token-f1": "rlprompt.rewards.generation:TokenF1",
         "length": "rlprompt.rewards.generation:Length",
         "fluency": "rlprompt.rewards.fluency:Fluency",
+        "log-likelihood-f1": "rlprompt.rewards.classification:LikelihoodF1",
+        "rouge": "rlprompt.rewards.overlap:Rouge",
+        "bleu": "rlprompt.rewards.overlap:Bleu",
+        "chrf": "rlprompt.rewards.overlap:Chrf",
+        "length-difference": "rlprompt.rewards.overlap:LengthDifference",
+        "length-rule": "rlprompt.rewards.length:LengthRule",
+        "answer": "rlprompt.rewards.answers:Answer",
+        "similarity": "rlprompt.rewards.similarity:Similarity",
+        "attribute": "rlprompt.rewards.attribute:Attribute",
+        "gap-over-original": "rlprompt.rewards.gap:GapOverOriginal",
     },
     "stabilisers": {
         "z-score": "rlprompt.rewards.stabilisers:ZScore",
@@ -44,12 +54,18 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "policies": {
         "lm-adaptor": "rlprompt.policies.lm_adaptor:LMAdaptorPolicy",
         "categorical": "rlprompt.policies.categorical:CategoricalPolicy",
+        "causal-lm": "rlprompt.policies.causal_lm:CausalLMPolicy",
+        "seq2seq-lm": "rlprompt.policies.seq2seq_lm:Seq2SeqLMPolicy",
     },
     "algorithms": {
         "ppo": "rlprompt.algorithms.rllib.engine:fit",
         "sql": "rlprompt.algorithms.rllib.engine:fit",
         "reinforce": "rlprompt.algorithms.rllib.engine:fit",
+        "grpo": "rlprompt.algorithms.trl.grpo:fit",
+        "rloo": "rlprompt.algorithms.trl.rloo:fit",
+        "sft": "rlprompt.algorithms.trl.sft:fit",
         "random": "rlprompt.search.random:fit",
+        "greedy": "rlprompt.search.random:greedy",
     },
 }
 

@@ -156,10 +156,11 @@ class Stabiliser(Protocol):
 
 @dataclass(frozen=True)
 class Scores:
-    """P prompts scored on E examples."""
+    """P prompts scored on E examples; or pairs, each prompt on an example of its own (`row_example_ids` is set)."""
 
     prompts: tuple[str, ...]
     example_ids: tuple[str, ...]
+    """Of the columns; pairs: empty texts, one for each sample of the target's answer."""
     components: dict[str, FloatArray]
     """Raw reward of each component, (P, E); NaN where it abstained or failed."""
     rewards: FloatArray
@@ -170,7 +171,9 @@ class Scores:
     """False where the target or a reward failed or abstained; (P, E)."""
     outputs: tuple[tuple[TargetOutput, ...], ...]
     failures: tuple[tuple[int, int, Failure], ...] = ()
-    """(prompt index, example index, failure)."""
+    """(prompt index, example index, failure); pairs: (row, sample, failure)."""
+    row_example_ids: tuple[str, ...] | None = None
+    """Pairs: the example of each row, (P,); all arrays are then (P, samples)."""
 
     @property
     def mean_rewards(self) -> FloatArray:

@@ -25,6 +25,10 @@ FLOOR = {
     "model_files": 0,
     "planted_models": 0,
     "masks": 0,
+    "meta_prompts": 0,
+    "contexts": 0,
+    "served": 0,
+    "pairs": 0,
     "calibration": 0,
     "tasks": 1,
     "targets": 2,  # the planted target knows the planted task
@@ -36,8 +40,9 @@ FLOOR = {
     "search": 6,
     "evaluation": 6,
     "runs": 7,
-    "cli": 8,
-    "__main__": 9,
+    "serving": 8,
+    "cli": 9,
+    "__main__": 10,
 }
 """A part may import parts of lower floors and itself; parts of one floor above 0 do not know each other.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlprompt.types import BoolArray, FloatArray
+from rlprompt.types import BoolArray, FloatArray, Scores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +61,21 @@ def collapse_diagnostics(
         means = np.where(valid, rewards, 0.0)[scored].sum(axis=1) / valid[scored].sum(axis=1)
         found["zero_spread_step"] = float(np.ptp(means) <= SPREAD)
     return found
+
+
+def iteration_metrics(scores: Scores, training_rewards: FloatArray | None, entropy: float | None) -> dict[str, float]:
+    """Returns mean and best raw reward of the iteration's prompts, and the collapse diagnostics."""
+    known = scores.prompt_valid
+    means = scores.mean_rewards[known]
+    metrics = {
+        "reward/mean": float(means.mean()) if len(means) else float("nan"),
+        "reward/best": float(means.max()) if len(means) else float("nan"),
+        "accuracy/mean": float(np.nanmean(scores.accuracies)) if np.isfinite(scores.accuracies).any() else float("nan"),
+        "failed": float(len(scores.failures)),
+    }
+    if training_rewards is not None and known.any():
+        metrics["reward/training_std"] = float(np.std(training_rewards[known]))
+    return metrics | collapse_diagnostics(list(scores.prompts), scores.rewards, scores.valid, entropy=entropy)
 
 
 def max_token_probability(logits: Tensor, mask: Tensor) -> float:

@@ -6,7 +6,8 @@ behind it; padding changes no result and gets no gradient. A forbidden token has
 References: GAE, Schulman et al. 2016, arXiv:1506.02438; PPO, Schulman et al. 2017, arXiv:1707.06347; soft
 Q-learning for text, Guo et al. 2021, arXiv:2106.07704, and RLPrompt, Deng et al. 2022, arXiv:2205.12548; REINFORCE
 with the mean of the other samples as baseline, Ahmadian et al. 2024, arXiv:2402.14740; soft target updates,
-Lillicrap et al. 2016, arXiv:1509.02971.
+Lillicrap et al. 2016, arXiv:1509.02971; KL in the reward, Ziegler et al. 2019, arXiv:1909.08593; NLPO, Ramamurthy et
+al. 2022, arXiv:2210.01241.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rlprompt.errors import ConfigError, did_you_mean
+from rlprompt.policies.sampling import filter_top_p
 
 SQL_VARIANTS = ("v1", "v2", "v3", "v2_v3")
 
@@ -127,6 +129,90 @@ def categorical_kl(logits: Tensor, reference_logits: Tensor, mask: Tensor) -> Te
     reference_logp, _ = _log_softmax(reference_logits, both)
     probabilities = logp.exp().masked_fill(~allowed, 0.0)
     return _mean((probabilities * (logp - reference_logp)).sum(dim=-1), mask)
+
+
+def kl_shaped_rewards(rewards: Tensor, log_ratio: Tensor, mask: Tensor, *, coefficient: float) -> Tensor:
+    """Takes the KL penalty of each written token from its reward: r_t - beta (log pi(a_t) - log pi_0(a_t)).
+
+    Over a prompt the terms add up to beta log(pi / pi_0), whose mean under the policy is beta KL(pi || pi_0).
+    Reference: arXiv:1909.08593, eq. 2.
+
+    Args:
+        rewards: (B, T).
+        log_ratio: (B, T) log-probability of each written token under the policy that wrote it, less the one under the
+            starting policy.
+        mask: (B, T).
+        coefficient: beta, in units of reward per nat.
+
+    Returns:
+        (B, T), without gradient; 0 where not written.
+    """
+    shaped = rewards.detach() - coefficient * log_ratio.detach()
+    return shaped.masked_fill(mask <= 0, 0.0)
+
+
+def penalty_baseline(penalties: Tensor, mask: Tensor, episodes: Tensor) -> Tensor:
+    """A baseline for the KL penalty of each token, for training without a critic.
+
+    The mean penalty of the other episodes' prompts, less what this prompt paid before the token. Neither depends on the
+    token, so the gradient keeps its mean. Under the optimal policy, where reward - beta log(pi / pi_0) is the same for
+    all prompts, the second part is the value of what was written: the advantages vanish there, and their noise too.
+    With gamma 1 each token's advantage becomes that of its whole prompt, as in RLOO (arXiv:2402.14740, section 3).
+
+    Args:
+        penalties: (B, T), what the penalty adds to the rewards.
+        mask: (B, T).
+        episodes: (B,) number of each row's episode, from 0.
+
+    Returns:
+        (B, T), to be subtracted from the advantages, without gradient; 0 where not written.
+    """
+    penalties = penalties.detach().masked_fill(mask <= 0, 0.0)
+    totals = penalties.sum(dim=1)
+    own, size = (
+        totals.new_zeros(int(episodes.max()) + 1).index_add(0, episodes, part)[episodes]
+        for part in (totals, torch.ones_like(totals))
+    )
+    others = (totals.sum() - own) / (len(totals) - size).clamp(min=1)
+    paid_before = penalties.cumsum(dim=1) - penalties
+    return (others.unsqueeze(1) - paid_before).masked_fill(mask <= 0, 0.0)
+
+
+def next_kl_coefficient(coefficient: float, kl: float, *, target: float, prompts: int, horizon: int) -> float:
+    """Moves the KL coefficient in proportion to how far the KL is from its target, at most 20 % of it.
+
+    e = clip((KL - target) / target, -0.2, 0.2); beta <- beta (1 + e prompts / horizon). With `horizon` = 10 * `prompts`
+    that is the published K_beta = 0.1. Reference: arXiv:1909.08593, section 2.2, whose code counts prompts.
+
+    Args:
+        coefficient: beta.
+        kl: KL(policy || reference) of the batch, in nats per prompt.
+        target: the KL to aim at, above 0.
+        prompts: prompts of the batch.
+        horizon: prompts in which a lasting error of 20 % moves beta by about 20 %.
+
+    >>> round(next_kl_coefficient(0.1, 3.0, target=2.0, prompts=16, horizon=160), 6)
+    0.102
+    """
+    error = min(max((kl - target) / target, -0.2), 0.2)
+    return coefficient * (1.0 + error * prompts / horizon)
+
+
+def nlpo_allowed(allowed: Tensor, masking_logits: Tensor, tokens: Tensor, *, p: float) -> Tensor:
+    """Restricts the allowed tokens to the nucleus of NLPO's masking policy. Reference: arXiv:2210.01241, section 4.
+
+    A written token stays allowed, whatever rounding makes of its place at the nucleus's edge.
+
+    Args:
+        allowed: booleans (B, T, V).
+        masking_logits: (B, T, V) of the masking policy.
+        tokens: (B, T) written token ids, -1 where not written.
+        p: the nucleus holds the fewest most probable allowed tokens whose probabilities add up to p or more.
+    """
+    nucleus = filter_top_p(masking_logits.masked_fill(~allowed, float("-inf")), p) > float("-inf")
+    written = tokens.unsqueeze(-1)
+    places = torch.zeros_like(allowed).scatter(-1, written.clamp(min=0), written >= 0)
+    return allowed & (nucleus | places)
 
 
 def sql_loss(

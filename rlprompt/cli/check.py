@@ -87,6 +87,7 @@ def _write_one_prompt(config: RunConfig) -> tuple[str, str]:
 def _score(
     config: RunConfig, task: Task, prompt: str, allowed: Sequence[str], folder: Path
 ) -> tuple[Scorer, Scores, float]:
+    from rlprompt.calibration import CONTENT_FREE
     from rlprompt.config import BudgetConfig
     from rlprompt.scoring import build_scorer
 
@@ -94,7 +95,10 @@ def _score(
     small = config.model_copy(update={"budget": budget})
     scorer = build_scorer(small, allow_modules=allowed, search_path=folder, task=task)
     started = time.perf_counter()
-    scores = scorer.score([prompt], scorer.minibatch(0, _EXAMPLES)[:_EXAMPLES])
+    count = _EXAMPLES
+    if scorer.rewards.needs_original:  # every example is asked about twice
+        count = MAX_CALLS // 2 - (len(CONTENT_FREE) if config.calibration == "contextual" else 0)
+    scores = scorer.score([prompt], scorer.minibatch(0, count)[:count])
     scorer.stabilise(scores)
     return scorer, scores, time.perf_counter() - started
 
@@ -138,6 +142,8 @@ def _say_scoring(prompt: str, scores: Scores, scorer: Scorer, seconds: float) ->
 def _say_cost(config: RunConfig, task: Task, scorer: Scorer) -> None:
     """Upper estimates: a prompt that comes back costs nothing again."""
     calls = _estimated_calls(config, task)
+    if scorer.rewards.needs_original:
+        calls["the original prompt"] = (len(task.train) + len(task.dev)) * config.env.samples
     total = sum(calls.values())
     spent = scorer.ledger.snapshot()["used"]
     tokens = spent["tokens"] / max(spent["calls"], 1)

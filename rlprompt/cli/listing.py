@@ -18,7 +18,8 @@ def list_kind(
     kind: Annotated[
         str,
         typer.Argument(
-            help="tasks, models, rewards, stabilisers, policies, algorithms, targets, envs, recipes or runs."
+            help="tasks, models, rewards, stabilisers, policies, algorithms, targets, envs, meta-prompts, recipes or "
+            "runs."
         ),
     ],
 ) -> int:
@@ -81,6 +82,16 @@ def _envs() -> list[list[str]]:
         [name, str(spec.entry_point)]
         for name, spec in sorted(gymnasium.registry.items())
         if name.startswith("rlprompt/")
+    ]
+
+
+def _meta_prompts() -> list[list[str]]:
+    """Name, slots and source."""
+    from rlprompt.meta_prompts import META_PROMPTS, MetaPrompt
+
+    return [
+        [name, " ".join(f"{{{slot}}}" for slot in sorted(MetaPrompt(entry.text).slots)), entry.source]
+        for name, entry in sorted(META_PROMPTS.items())
     ]
 
 
@@ -147,6 +158,7 @@ _LISTERS: dict[str, Callable[[], list[list[str]]]] = {
     "algorithms": _registered("algorithms"),
     "targets": _targets,
     "envs": _envs,
+    "meta-prompts": _meta_prompts,
     "recipes": _recipes,
     "runs": _runs,
 }

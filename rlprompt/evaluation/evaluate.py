@@ -16,7 +16,7 @@ from rlprompt.calibration import CONTENT_FREE, apply_calibration, fit_calibratio
 from rlprompt.errors import ConfigError
 from rlprompt.evaluation.statistics import wilson_interval
 from rlprompt.rewards.classification import Accuracy, ProbabilityGap
-from rlprompt.rewards.generation import ExactMatch, TokenF1
+from rlprompt.rewards.metrics import metric_correct, metric_score
 from rlprompt.targets.ledger import Ledger
 from rlprompt.tasks import Task
 from rlprompt.types import Example, Failure, FloatArray, Json, Reward, Target, TargetOutput, TargetRequest
@@ -265,8 +265,8 @@ def _grade(task: Task, prompt: str, examples: Sequence[Example], outputs: Sequen
     if task.choices is not None:
         correct = _rewarded(Accuracy(), task, prompt, examples, outputs)
         return _Part(correct, correct, _rewarded(ProbabilityGap(), task, prompt, examples, outputs), failures)
-    correct = _rewarded(ExactMatch(), task, prompt, examples, outputs)
-    scores = _rewarded(TokenF1(), task, prompt, examples, outputs) if task.metric == "token-f1" else correct
+    correct = _rewarded(metric_correct(task.metric), task, prompt, examples, outputs)
+    scores = _rewarded(metric_score(task.metric), task, prompt, examples, outputs)
     return _Part(correct, scores, np.full(len(outputs), np.nan), failures)
 
 

@@ -12,21 +12,38 @@ from rlprompt.tasks import Task
 
 def examples_per_iteration(config: RunConfig, task: Task) -> int:
     """Returns how many train examples each prompt of an iteration is scored on."""
+    if config.env.per_input:
+        return 1
     return min(config.env.examples_per_step or len(task.train), len(task.train))
+
+
+def calls_per_pair(config: RunConfig) -> int:
+    """Returns the most calls of one (prompt, example): its samples, and the answer to a derived prompt."""
+    env = config.env
+    return env.samples + (env.compose == "demonstration") if env.per_input else 1
+
+
+def scorings(config: RunConfig) -> int:
+    """Returns how often an episode is scored at most: at the end of every turn, with differences at every token."""
+    env = config.env
+    every_token = env.step_reward == "difference"
+    return env.turns * env.prompt_length + 1 if every_token else env.turns
 
 
 def iteration_calls(config: RunConfig, task: Task, iteration: int) -> int:
     """Returns the most target calls of one iteration: every prompt new, and dev scored where that is due."""
-    per_prompt = examples_per_iteration(config, task)
+    per_prompt = examples_per_iteration(config, task) * calls_per_pair(config) * scorings(config)
     if config.calibration == "contextual":
         per_prompt += len(CONTENT_FREE)
     every = config.selection.every
-    dev = len(task.dev) if every is not None and (iteration + 1) % every == 0 else 0
+    dev = len(task.dev) * calls_per_pair(config) if every is not None and (iteration + 1) % every == 0 else 0
     return config.env.num_envs * per_prompt + dev
 
 
 def final_calls(config: RunConfig, task: Task, num_prompts: int) -> int:
     """Returns the most target calls of the final choice on dev among so many distinct prompts."""
+    if config.env.per_input:
+        return len(task.dev) * calls_per_pair(config)
     calls = most_dev_calls(config.selection, num_prompts, len(task.dev))
     if config.calibration == "median" and examples_per_iteration(config, task) < len(task.train):
         calls += min(config.selection.top, num_prompts) * len(task.train)  # fitted on the whole of train

@@ -89,7 +89,7 @@ def progress_line(completed: int, iterations: int, status: Json, *, seconds_left
         names = {"dev_accuracy": "dev accuracy", "dev_reward": "dev reward", "train_reward": "train reward"}
         name = next((name for name in names if best.get(name) is not None), None)
         score = "" if name is None else f"{names[name]} {best[name]:.3f} "
-        parts.append(f"best {score}{best['prompt']!r}")
+        parts.append(f"best {score}{'' if best['prompt'] is None else repr(best['prompt'])}".rstrip())
     if status["calls_left"] is not None:
         parts.append(f"{status['calls_left']:,} calls left")
     minutes, seconds = divmod(round(seconds_left), 60)

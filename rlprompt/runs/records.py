@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlprompt.errors import RunError
+from rlprompt.pairs import DEMONSTRATION, sample_indices
 from rlprompt.runs.folder import write_bytes
 from rlprompt.types import Example, Failure, FloatArray, Scores, TargetOutput
 
@@ -30,7 +31,7 @@ class PromptRecord:
     """One prompt in one scoring."""
 
     prompt_id: str
-    """The same for the same text, in all runs."""
+    """The same for the same text, in all runs; of a prompt for one input, for the same text and example."""
     prompt: str
     iteration: int
     index: int
@@ -48,6 +49,8 @@ class PromptRecord:
     target_calls: int
     """Calls that this scoring needed for it; 0 where all answers were known."""
     target_tokens: int
+    example_id: str = ""
+    """The example that it was written for; empty where it was written for the task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +61,18 @@ class Answer:
     example_id: str
     sample: int
     output: TargetOutput
+    paired: bool = False
+    """Whether the prompt was written for this example."""
 
 
-def prompt_id(prompt: str) -> str:
-    """Returns the id of a prompt's text.
+def prompt_id(prompt: str, example_id: str = "") -> str:
+    """Returns the id of a prompt's text, or of a text that was written for one example.
 
     >>> prompt_id("It was")
     '7b42e507dd06b87b'
     """
-    return hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    text = f"{prompt}\0{example_id}" if example_id else prompt
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 class AnswerBook:
@@ -84,12 +90,15 @@ class AnswerBook:
         self._basis = tuple(basis)
         self._known: dict[str, frozenset[str]] = {}
         self._same: dict[frozenset[str], frozenset[str]] = {}
+        self._pairs: set[tuple[str, str, int]] = set()
 
     def add(self, answers: Iterable[Answer]) -> None:
         """Takes note of answers that the tables hold. A failure is no answer: it will be asked again."""
         new: dict[str, set[str]] = {}
         for answer in answers:
-            if answer.output.failure is None:
+            if answer.output.failure is None and answer.paired:
+                self._pairs.add((answer.prompt, answer.example_id, answer.sample))
+            elif answer.output.failure is None:
                 new.setdefault(answer.prompt, set()).add(answer.example_id)
         for prompt, ids in new.items():
             together = self._known.get(prompt, frozenset()) | ids
@@ -98,6 +107,8 @@ class AnswerBook:
 
     def collect(self, scores: Scores) -> list[Answer]:
         """Returns the answers that a scoring added, and takes note of them."""
+        if scores.row_example_ids is not None:
+            return self._collect_pairs(scores, scores.row_example_ids)
         found: list[Answer] = []
         for row, prompt in enumerate(scores.prompts):
             if prompt in scores.prompts[:row]:
@@ -111,6 +122,20 @@ class AnswerBook:
             for example in self._basis:
                 if example.id not in seen and self._scorer.new_pairs([prompt], [example]) == 0:
                     found.append(Answer(prompt, example.id, 0, self._scorer.answer([prompt], [example])[0][0]))
+        self.add(found)
+        return found
+
+    def _collect_pairs(self, scores: Scores, example_ids: Sequence[str]) -> list[Answer]:
+        found: list[Answer] = []
+        taken: set[tuple[str, str, int]] = set()
+        for prompt, example_id, outputs in zip(scores.prompts, example_ids, scores.outputs, strict=True):
+            derived = self._scorer.known_answer(prompt, example_id, DEMONSTRATION)
+            answers = list(zip(sample_indices(len(outputs)), outputs, strict=True))
+            for sample, output in [*answers, *([] if derived is None else [(DEMONSTRATION, derived)])]:
+                key = (prompt, example_id, sample)
+                if key not in self._pairs and key not in taken:
+                    taken.add(key)
+                    found.append(Answer(prompt, example_id, sample, output, paired=True))
         self.add(found)
         return found
 
@@ -140,15 +165,18 @@ def prompt_records(
     calls: dict[str, int] = {}
     tokens: dict[str, int] = {}
     for answer in answers:
-        calls[answer.prompt] = calls.get(answer.prompt, 0) + 1
+        key = _answer_id(answer)
+        calls[key] = calls.get(key, 0) + 1
         used = answer.output.prompt_tokens + answer.output.completion_tokens
-        tokens[answer.prompt] = tokens.get(answer.prompt, 0) + used
+        tokens[key] = tokens.get(key, 0) + used
+    own = scores.row_example_ids if scores.row_example_ids is not None else ("",) * len(scores.prompts)
+    ids = [prompt_id(prompt, example_id) for prompt, example_id in zip(scores.prompts, own, strict=True)]
     failed = np.bincount([index for index, _, _ in scores.failures], minlength=len(scores.prompts))
     means, accuracies = scores.mean_rewards, scores.accuracies
     components = {name: _means(values) for name, values in scores.components.items()}
     return [
         PromptRecord(
-            prompt_id=prompt_id(prompt),
+            prompt_id=ids[index],
             prompt=prompt,
             iteration=iteration,
             index=index,
@@ -160,11 +188,16 @@ def prompt_records(
             num_examples=len(scores.example_ids),
             num_valid=int(scores.valid[index].sum()),
             num_failed=int(failed[index]),
-            target_calls=calls.pop(prompt, 0),
-            target_tokens=tokens.pop(prompt, 0),
+            target_calls=calls.pop(ids[index], 0),
+            target_tokens=tokens.pop(ids[index], 0),
+            example_id=own[index],
         )
         for index, prompt in enumerate(scores.prompts)
     ]
+
+
+def _answer_id(answer: Answer) -> str:
+    return prompt_id(answer.prompt, answer.example_id if answer.paired else "")
 
 
 def _means(values: FloatArray) -> FloatArray:
@@ -188,6 +221,7 @@ _PROMPT_TYPES = {
     "num_failed": "int64",
     "target_calls": "int64",
     "target_tokens": "int64",
+    "example_id": "string",
 }
 
 
@@ -228,7 +262,7 @@ def write_answers(path: Path, answers: Sequence[Answer]) -> None:
     )
     rows = [
         {
-            "prompt_id": prompt_id(answer.prompt),
+            "prompt_id": _answer_id(answer),
             "example_id": answer.example_id,
             "sample": answer.sample,
             "text": answer.output.text,
@@ -263,7 +297,7 @@ def read_prompts(path: Path) -> list[PromptRecord]:
     records = []
     for row in rows:
         components = {name.removeprefix(COMPONENT): _number(row[name]) for name in row if name.startswith(COMPONENT)}
-        plain = {name: row[name] for name in _PROMPT_TYPES if name in row}
+        plain = {"example_id": "", **{name: row[name] for name in _PROMPT_TYPES if name in row}}
         if len(plain) < len(_PROMPT_TYPES):
             raise RunError(f"{path} lacks the columns {sorted(set(_PROMPT_TYPES) - set(plain))}")
         for name in ("raw_reward", "training_reward", "accuracy"):
@@ -295,7 +329,9 @@ def read_answers(path: Path, prompts: Mapping[str, str]) -> Iterator[Answer]:
             cached=row["cached"],
             failure=None if failure is None else Failure(**failure),
         )
-        yield Answer(prompts[row["prompt_id"]], row["example_id"], row["sample"], output)
+        prompt = prompts[row["prompt_id"]]
+        paired = row["prompt_id"] != prompt_id(prompt)
+        yield Answer(prompt, row["example_id"], row["sample"], output, paired)
 
 
 def _write(path: Path, table: Any) -> None:

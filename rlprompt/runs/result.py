@@ -52,7 +52,7 @@ class RunResult:
 
     def __str__(self) -> str:
         """Says it in three lines."""
-        if self.best_prompt is None:
+        if self.selected_on is None:
             best = "no prompt was scored"
         else:
             numbers = [
@@ -61,7 +61,9 @@ class RunResult:
                 if value is not None
             ]
             where = f"dev {', '.join(numbers)}" if numbers else "best on train, not scored on dev"
-            best = f"best prompt {self.best_prompt!r} ({where})"
+            best = (
+                f"best prompt {self.best_prompt!r} ({where})" if self.best_prompt is not None else f"policy ({where})"
+            )
         return (
             f"{best}\n"
             f"{self.iterations} iterations, {self.target_calls:,} target calls, {self.seconds:.0f} s; "

@@ -15,6 +15,7 @@ import numpy as np
 from rlprompt.calibration import CONTENT_FREE
 from rlprompt.config import RunConfig
 from rlprompt.errors import BudgetExceededError, CheckpointError, TooManyFailuresError
+from rlprompt.meta_prompts import load_meta_prompt
 from rlprompt.runs.checkpoints import decode, encode, save_checkpoint, settle
 from rlprompt.runs.events import EventLog
 from rlprompt.runs.folder import RunFolder, remove, replace_folder, sync_tree, write_json, writing_errors
@@ -22,9 +23,10 @@ from rlprompt.runs.limits import budget_is_short
 from rlprompt.runs.records import Answer, AnswerBook, PromptRecord, prompt_records, write_answers, write_prompts
 from rlprompt.runs.result import RunResult
 from rlprompt.runs.resume import config_hash, read_tables, rewind
-from rlprompt.runs.selection import Candidates, describe_best, measure_affordable, select
+from rlprompt.runs.selection import Candidates, PolicyChoice, describe_best, measure_affordable, select
 from rlprompt.runs.signals import StopSignals
 from rlprompt.runs.tracking import Callback
+from rlprompt.served import Served
 from rlprompt.types import Example, FloatArray, Json, Scores
 
 if TYPE_CHECKING:
@@ -68,6 +70,10 @@ class Run:
         self._config_hash = config_hash(config)
         self._events = EventLog(folder.events)
         self._candidates = Candidates(len(scorer.task.dev), config.selection.by)
+        self._choice = PolicyChoice(config.selection.by)
+        self._served = Served.from_run(
+            config, template=scorer.task.template.source, examples=_meta_examples(config, scorer)
+        )
         basis = {"none": (), "median": scorer.task.train, "contextual": CONTENT_FREE}[config.calibration]
         self._book = AnswerBook(scorer, basis)
         self._records: list[PromptRecord] = []
@@ -130,6 +136,7 @@ class Run:
             self._seconds_before = float(state["seconds"])
             self._snapshot, self._saved = (iteration, encode(state)), iteration
             self._restored = state["algorithm"]
+            self._choice.newest, self._choice.best = state["choice"]["newest"], state["choice"]["best"]
             settle(self.files, iteration, keep=self._config.run.keep)
 
     def start(self) -> None:
@@ -151,6 +158,10 @@ class Run:
             )
         for callback in self._callbacks:
             callback.on_start(self.completed)
+
+    def announce_stage(self, name: str, algorithm: str) -> None:
+        """Says in the events that a stage begins with the next iteration."""
+        self._events.append("stage", {"name": name, "algorithm": algorithm, "iteration": self.completed})
 
     def restored_state(self) -> tuple[int, dict[str, Any]] | None:
         """The (next iteration, algorithm state) of the checkpoint being resumed, or None at a fresh start."""
@@ -244,7 +255,13 @@ class Run:
         )
 
     def choose(self) -> None:
-        """Scores the best prompts on dev, as far as the budget goes; what is found goes into the tables."""
+        """Scores the best prompts on dev, as far as the budget goes; what is found goes into the tables.
+
+        Where prompts are written for single inputs, the policy's greedy ones for the dev inputs are scored instead.
+        """
+        if self._config.env.per_input:
+            self._measure_policy(self.completed, self.completed)
+            return
         select(
             self._candidates,
             self._scorer.task.dev,
@@ -256,7 +273,7 @@ class Run:
     def finish(self, reason: str) -> RunResult:
         """Writes what the session leaves behind: tables, last event, best/, summary.json and result.json."""
         self._write_part(self.completed)
-        best = describe_best(self._candidates.best())
+        best = self._best()
         ledger = self._scorer.ledger.snapshot()
         self._events.append(
             "end", {"reason": reason, "iterations": self.completed, "best": best, "used": ledger["used"]}
@@ -315,9 +332,30 @@ class Run:
         scores = self._scorer.score(prompts, examples, phase="dev", contexts=contexts)
         return self._record(scores, iteration, "dev")
 
+    def _best(self) -> Json | None:
+        return self._choice.describe() if self._config.env.per_input else describe_best(self._candidates.best())
+
+    def _measure_policy(self, completed: int, iteration: int) -> None:
+        """Scores the policy's greedy prompts for the dev inputs, unless that was done or the budget does not hold."""
+        from rlprompt.search.random import greedy_prompts
+
+        if self._choice.newest == completed:
+            return
+        dev, samples = self._scorer.task.dev, self._config.env.samples
+        prompts, contexts = greedy_prompts(self._policy, self._config, self._scorer, dev)
+        try:
+            scores = self._scorer.score_pairs(prompts, dev, samples=samples, phase="dev", contexts=contexts)
+        except BudgetExceededError:
+            return
+        records = self._record(scores, iteration, "dev")
+        self._choice.offer(completed, records, self._policy.trainable_state())
+
     def _score_new_best(self, iteration: int) -> None:
         every = self._config.selection.every
         if every is None or (iteration + 1) % every:
+            return
+        if self._config.env.per_input:
+            self._measure_policy(iteration + 1, iteration)
             return
         newest = [candidate.prompt for candidate in self._candidates.top(1, unseen_on_dev=True)]
         try:
@@ -338,7 +376,7 @@ class Run:
     def _status(self, num_prompts: int, duration: float) -> Json:
         ledger = self._scorer.ledger
         return {
-            "best": describe_best(self._candidates.best()),
+            "best": self._best(),
             "num_prompts": num_prompts,
             "duration_s": duration,
             "used_calls": ledger.snapshot()["used"]["calls"],
@@ -374,12 +412,14 @@ class Run:
             "seconds": self.seconds,
             "scorer": self._scorer.state_dict(),
             "policy": self._policy.trainable_state(),
+            "choice": {"newest": self._choice.newest, "best": self._choice.best},
             "algorithm": algorithm,
         }
 
     def _save_best(self, best: Json) -> None:
         temporary = self.files.root / f".tmp-{os.getpid()}-best"
         extra = {
+            **self._served.model_dump(mode="json"),
             **best,
             "task": self._scorer.task.name,
             "target": _plain_name(self._config.target.name),
@@ -390,12 +430,14 @@ class Run:
         }
         with writing_errors(self.files.best):
             remove(temporary)
+            if self._choice.best is not None:
+                self._policy.load_trainable_state(self._choice.best["policy"])
             self._policy.save(temporary, extra=extra)
             sync_tree(temporary)
             replace_folder(temporary, self.files.best)
 
     def _summary(self, result: RunResult) -> list[Json]:
-        if result.best_prompt is None:
+        if result.selected_on is None:
             return []
         return [
             {
@@ -409,6 +451,18 @@ class Run:
                 "seconds": round(result.seconds, 1),
             }
         ]
+
+
+def _meta_examples(config: RunConfig, scorer: Scorer) -> str:
+    """What the policy's meta-prompt shows in `{examples}`; nothing where it has no such slot."""
+    env = config.env
+    if env.kind == "token-prompt":
+        return ""
+    if "examples" not in load_meta_prompt(env.meta_prompt, per_input=env.per_input, turns=env.turns).slots:
+        return ""
+    from rlprompt.envs.contexts import shown_examples
+
+    return shown_examples(scorer)
 
 
 def _plain_name(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,8 +55,10 @@ class Candidates:
         return len(self._found)
 
     def add(self, records: Iterable[PromptRecord]) -> None:
-        """Takes in scored prompts of the phases "train" and "dev"."""
+        """Takes in scored prompts of the phases "train" and "dev"; one written for a single input is no candidate."""
         for record in records:
+            if record.example_id:
+                continue
             fresh = Candidate(record.prompt, len(self._found))
             candidate = self._found.setdefault(record.prompt, fresh)
             if record.phase == "train" and record.num_valid:
@@ -86,6 +88,47 @@ class Candidates:
         pair = (_low(candidate.dev_accuracy), _low(candidate.dev_reward))
         first, second = pair if self.by == "accuracy" else pair[::-1]
         return first, second, _low(candidate.train_reward), -candidate.order
+
+
+class PolicyChoice:
+    """The choice on dev where prompts are written for single inputs: of policies, not of prompts.
+
+    Args:
+        by: "accuracy" or "reward", the criterion on dev; ties go to the other one, then to the later policy.
+    """
+
+    def __init__(self, by: str = "accuracy") -> None:
+        self.by = by
+        self.newest = -1
+        """Completed iterations of the policy that was measured last; -1 before the first."""
+        self.best: Json | None = None
+        """`iterations`, `dev_accuracy`, `dev_reward` (None where unknown) and `policy`, its weights."""
+
+    def offer(self, iterations: int, records: Sequence[PromptRecord], weights: Mapping[str, Any]) -> None:
+        """Takes in a policy's greedy prompts for the dev inputs; keeps its weights where it is the best so far."""
+        self.newest = iterations
+        accuracy, reward = (_mean([getattr(record, name) for record in records]) for name in ("accuracy", "raw_reward"))
+        if math.isnan(accuracy) and math.isnan(reward):
+            return
+        before = None if self.best is None else self._rank(self.best["dev_accuracy"], self.best["dev_reward"])
+        if before is None or self._rank(accuracy, reward) >= before:
+            self.best = {
+                "iterations": iterations,
+                "dev_accuracy": None if math.isnan(accuracy) else accuracy,
+                "dev_reward": None if math.isnan(reward) else reward,
+                "policy": dict(weights),
+            }
+
+    def describe(self) -> Json | None:
+        """Returns the best one as JSON values, without its weights, with the keys of `describe_best`."""
+        if self.best is None:
+            return None
+        numbers = {name: self.best[name] for name in ("dev_accuracy", "dev_reward", "iterations")}
+        return {"prompt": None, "selected_on": "dev", "train_reward": None, **numbers}
+
+    def _rank(self, accuracy: float | None, reward: float | None) -> tuple[float, float]:
+        pair = tuple(-math.inf if value is None else _low(value) for value in (accuracy, reward))
+        return (pair[0], pair[1]) if self.by == "accuracy" else (pair[1], pair[0])
 
 
 def describe_best(candidate: Candidate | None) -> Json | None:
@@ -200,6 +243,11 @@ def mixed_order(examples: Sequence[Example], seed: int) -> list[Example]:
     groups = [by_class[key] for key in sorted(by_class, key=str)]
     longest = max((len(group) for group in groups), default=0)
     return [group[turn] for turn in range(longest) for group in groups if turn < len(group)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
 
 
 def _low(value: float) -> float:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rlprompt.config import RunConfig, dump_config
 from rlprompt.errors import BudgetExceededError, RLPromptError, TooManyFailuresError
-from rlprompt.registry import resolve
 from rlprompt.runs.checkpoints import newest_valid
 from rlprompt.runs.environment import describe_environment, record_session
 from rlprompt.runs.folder import RunFolder, check_writable, new_run_folder, only_writer, write_bytes
@@ -20,6 +19,7 @@ from rlprompt.runs.result import RunResult, load_run
 from rlprompt.runs.resume import check_same_config, config_hash
 from rlprompt.runs.run import Run
 from rlprompt.runs.signals import StopSignals
+from rlprompt.runs.stages import Stage, build_stages, fit_stages, total_iterations
 from rlprompt.runs.tracking import Callback, TensorBoard
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def train(
         finished = _already_finished(config, Path(resume))
         if finished is not None:
             return finished
-    fit = resolve("algorithms", config.algorithm.name, allow_modules=allow_modules, search_path=search_path)
+    stages = build_stages(config, allow_modules=allow_modules, search_path=search_path)
     scorer = build_scorer(config, allow_modules=allow_modules, search_path=search_path)
     check_rewards(scorer.rewards, scorer.task)
     check_first_iteration(config, scorer.task)
@@ -94,7 +94,7 @@ def train(
         _describe(run, scorer)
         run.start()
         stack.callback(run.close)
-        return _work(run, fit, signals)
+        return _work(run, stages, signals)
 
 
 def _already_finished(config: RunConfig, folder: Path) -> RunResult | None:
@@ -115,7 +115,7 @@ def _already_finished(config: RunConfig, folder: Path) -> RunResult | None:
 def _callbacks(config: RunConfig, folder: RunFolder, progress: bool) -> list[Callback]:
     callbacks: list[Callback] = []
     if progress:
-        callbacks.append(ProgressDisplay(config.algorithm.iterations))
+        callbacks.append(ProgressDisplay(total_iterations(config)))
     if config.run.tensorboard:
         callbacks.append(TensorBoard(folder.tensorboard))
     return callbacks
@@ -134,10 +134,10 @@ def _describe(run: Run, scorer: Scorer) -> None:
     record_session(run.files.environment, describe_environment(scorer.target))
 
 
-def _work(run: Run, fit: Callable[[Run], Any], signals: StopSignals) -> RunResult:
-    """Lets the algorithm work and brings the run to an end, whatever the end is."""
+def _work(run: Run, stages: Sequence[Stage], signals: StopSignals) -> RunResult:
+    """Lets the algorithms work and brings the run to an end, whatever the end is."""
     try:
-        reason = _fit(run, fit, signals)
+        reason = _fit(run, stages, signals)
         run.save()
         if reason in _CHOOSES_ON_DEV:
             try:
@@ -154,9 +154,9 @@ def _work(run: Run, fit: Callable[[Run], Any], signals: StopSignals) -> RunResul
     return run.finish(reason)
 
 
-def _fit(run: Run, fit: Callable[[Run], Any], signals: StopSignals) -> str:
+def _fit(run: Run, stages: Sequence[Stage], signals: StopSignals) -> str:
     try:
-        fit(run)
+        fit_stages(run, stages)
     except BudgetExceededError as error:
         logger.info("stopped by the budget: %s", error)
         return "budget"

@@ -59,6 +59,8 @@ class Carve(Section):
     test: int | None = Field(default=None, ge=1)
     balanced: bool = False
     """The same number of each class; else the shares of train."""
+    by_reference: bool = False
+    """Texts that are references count as classes too, so that a task has the same splits with choices and without."""
 
 
 class SplitFiles(Section):
@@ -107,6 +109,8 @@ class PackageSource(Section):
     """The command that installs it, for the error message."""
     where: dict[str, str] = Field(default_factory=dict)
     """Only the rows with these values, column: value."""
+    not_empty: tuple[str, ...] = ()
+    """Only the rows that have a text in these columns."""
     columns: Columns | None = None
     carve: Carve
 
@@ -139,22 +143,43 @@ class Card(Section):
     """Our column: the data's column, or several that are joined with a space. `input` and `reference` are ours."""
     labels: Names | None = None
     """Names of the labels in the data, in the order of the choices; without it labels are integers from 0."""
+    reference_pattern: str | None = None
+    """A regular expression; what its one group finds at the beginning of the data's reference is the reference."""
     choices: Words | None = None
     """Label words, index = label, with the space that they begin with after the prompt."""
     choices_masked: Words | None = None
     """Label words for `template_masked`, where they differ."""
-    metric: Literal["exact-match", "token-f1"] | None = None
+    choices_chat: Words | None = None
+    """Label words for `template_chat`, where they differ: an answer in a chat begins without a space."""
+    metric: Literal["exact-match", "token-f1", "rouge", "answer-letter", "answer-number"] | None = None
     template: Messages
     template_masked: str | None = None
     """For masked targets, with the field {mask}."""
+    template_chat: list[dict[str, str]] | None = None
+    """For chat models: messages."""
+    max_input_words: int | None = Field(default=None, ge=1)
+    """Inputs are cut after so many words (separated by white space), after the splits were made."""
     max_tokens: int = Field(default=32, ge=1)
     stop: Words = ("\n",)
+    sampling_temperature: float | None = Field(default=None, gt=0)
+    """Of drawn answers, with more than one sample for each question."""
     allow_overlap: bool = False
     """Rows in two splits are warned about instead of refused."""
     carve: Carve = Carve()
     """For `splits`: what to cut out of train."""
 
     _check_columns = field_validator("columns")(_columns)
+
+    @field_validator("reference_pattern")
+    @classmethod
+    def _has_one_group(cls, value: str | None) -> str | None:
+        try:
+            groups = 1 if value is None else re.compile(value).groups
+        except re.error as error:
+            raise ValueError(f"is no regular expression: {error}") from error
+        if groups != 1:
+            raise ValueError(f"needs exactly one group (...), has {groups}")
+        return value
 
     @model_validator(mode="after")
     def _fits(self) -> Card:
@@ -165,9 +190,10 @@ class Card(Section):
             raise ValueError("needs choices (classification) or metric (generation), one of the two")
         if self.labels is not None and self.choices is not None and len(self.labels) != len(self.choices):
             raise ValueError(f"has {len(self.labels)} labels but {len(self.choices)} choices; give one for each")
-        masked = self.choices_masked
-        if masked is not None and (self.choices is None or len(masked) != len(self.choices)):
-            raise ValueError("choices_masked must be as many as choices")
+        for name in ("choices_masked", "choices_chat"):
+            special = getattr(self, name)
+            if special is not None and (self.choices is None or len(special) != len(self.choices)):
+                raise ValueError(f"{name} must be as many as choices")
         if self.source_columns() is None:
             raise ValueError("columns is missing; write for example columns: {input: text, reference: label}")
         return self
@@ -228,7 +254,8 @@ def _merged(file: Path, depth: int) -> dict[str, Any]:
     if any(key in data for key in _SOURCES):
         below = {key: value for key, value in below.items() if key not in (*_SOURCES, "carve")}
     if "metric" in data:
-        below = {key: value for key, value in below.items() if key not in ("choices", "choices_masked", "labels")}
+        words = ("choices", "choices_masked", "choices_chat", "labels")
+        below = {key: value for key, value in below.items() if key not in words}
     if "choices" in data:
         below.pop("metric", None)
     return {**below, **data}

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from rlprompt.config import TaskConfig
 from rlprompt.errors import TaskError
 from rlprompt.tasks.cards import Card, Carve, built_in, read_card
-from rlprompt.tasks.rows import carved, drop_overlap, examples_of, fit_columns, sources_of
+from rlprompt.tasks.rows import carved, cut_inputs, drop_overlap, examples_of, fit_columns, sources_of
 from rlprompt.tasks.sources import Table, read_file, read_folder, read_hub, read_package
 from rlprompt.tasks.task import SPLITS, Task
 from rlprompt.tasks.template import Template, TemplateSource
 from rlprompt.types import Example
 
-Variant: TypeAlias = Literal["default", "masked"]
+Variant: TypeAlias = Literal["default", "masked", "chat"]
 
 
 def list_tasks() -> list[str]:
@@ -30,6 +30,7 @@ def load_task(
     choices: Sequence[str] | None = None,
     data: str | Path | None = None,
     variant: Variant = "default",
+    max_input_words: int | None = None,
 ) -> Task:
     """Loads a task and checks every row.
 
@@ -40,18 +41,23 @@ def load_task(
         data: a folder with train, dev and test as .tsv, .csv or .jsonl, read instead of the card's source. A
             column has the card's name, or the input is called input, text or sentence, and the label reference or
             label.
-        variant: "masked" takes the card's template and choices for masked targets.
+        variant: "masked" takes the card's template and choices for masked targets, "chat" those for chat models.
+        max_input_words: inputs are cut after so many words; None takes what the card says.
 
     Raises:
         UnknownNameError: no task has the name.
         TaskError: a card, file or row that does not fit; names the file or split, and the row.
     """
-    if variant not in ("default", "masked"):
-        raise TaskError(f"unknown variant '{variant}'; use 'default' or 'masked'")
+    if variant not in get_args(Variant):
+        raise TaskError(f"unknown variant '{variant}'; use one of {', '.join(get_args(Variant))}")
+    if max_input_words is not None and max_input_words < 1:
+        raise TaskError(f"max_input_words must be at least 1, got {max_input_words}")
     generated = _generated().get(str(name_or_path))
     if generated is not None:
         if data is not None or variant != "default":
             raise TaskError(f"task '{name_or_path}' is generated; it takes no data folder and no variant")
+        if max_input_words is not None:
+            raise TaskError(f"task '{name_or_path}' is generated; its inputs are not cut")
         task = generated()
         task = task if template is None else task.with_template(template)
         return task if choices is None else task.with_choices(choices)
@@ -63,6 +69,9 @@ def load_task(
     except TaskError as error:
         raise TaskError(f"task '{card.name}': {error}") from error
     splits, source = _splits(card, data, None if words is None else len(words))
+    longest = card.max_input_words if max_input_words is None else max_input_words
+    if longest is not None:
+        splits = cut_inputs(splits, longest)
     return Task(
         name=card.name,
         train=tuple(splits["train"]),
@@ -73,6 +82,7 @@ def load_task(
         template=form,
         max_tokens=card.max_tokens,
         stop=card.stop,
+        sampling_temperature=card.sampling_temperature,
         source=source,
         allow_overlap=card.allow_overlap,
     )
@@ -85,7 +95,12 @@ def task_from_config(config: TaskConfig) -> Task:
         TaskError: as `load_task`.
     """
     task = load_task(
-        config.name, template=config.template, choices=config.choices, data=config.data, variant=config.variant
+        config.name,
+        template=config.template,
+        choices=config.choices,
+        data=config.data,
+        variant=config.variant,
+        max_input_words=config.max_input_words,
     )
     return task.few_shot(config.shots, config.dev_shots, config.split_seed).limit_test(config.test_limit)
 
@@ -102,7 +117,8 @@ def _choices(card: Card, choices: Sequence[str] | None, variant: Variant) -> tup
         if card.choices is None:
             raise TaskError(f"task '{card.name}' generates text ({card.metric}); it has no choices to replace")
         return tuple(choices)
-    return card.choices_masked or card.choices if variant == "masked" else card.choices
+    special = {"masked": card.choices_masked, "chat": card.choices_chat}.get(variant)
+    return special or card.choices
 
 
 def _template(card: Card, file: Path, variant: Variant) -> TemplateSource:
@@ -110,6 +126,10 @@ def _template(card: Card, file: Path, variant: Variant) -> TemplateSource:
         if card.template_masked is None:
             raise TaskError(f"{file} has no template_masked; add one with {{mask}}, or give a template")
         return card.template_masked
+    if variant == "chat":
+        if card.template_chat is None:
+            raise TaskError(f"{file} has no template_chat; add one, or give a template of messages")
+        return card.template_chat
     return card.template
 
 

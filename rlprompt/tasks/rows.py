@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -44,6 +45,8 @@ def examples_of(table: Table, split: str, card: Card, columns: Columns, num_choi
         if not isinstance(text, str):
             raise TaskError(f"{where}: the input must be text, got {type(text).__name__}")
         given = values.pop("reference", None)
+        if card.reference_pattern is not None:
+            given = _matched(where, given, card.reference_pattern)
         reference = (
             _answer(where, given)
             if num_choices is None
@@ -96,7 +99,7 @@ def carved(splits: dict[str, list[Example]], carve: Carve) -> dict[str, list[Exa
         if splits.get(split):
             raise TaskError(f"carve.{split} is {number}, but the source has a split '{split}'; remove one of them")
         taken = {example.input for other, rows in splits.items() if other != "train" for example in rows}
-        chosen = _stratified([row for row in train if row.input not in taken], split, number, carve.balanced)
+        chosen = _stratified([row for row in train if row.input not in taken], split, number, carve)
         ids = {example.id for example in chosen}
         train = [example for example in train if example.id not in ids]
         result[split] = [replace(row, id=f"{split}/{row.id.partition('/')[2]}") for row in chosen]
@@ -112,6 +115,36 @@ def drop_overlap(splits: dict[str, list[Example]]) -> dict[str, list[Example]]:
         later |= {example.input for example in rows}
         result[split] = rows
     return result
+
+
+def cut_inputs(splits: dict[str, list[Example]], words: int) -> dict[str, list[Example]]:
+    """Cuts every input after so many words; the white space between those that are left stays as it is.
+
+    >>> cut_inputs({"train": [Example("train/0", " a  b c")]}, 2)["train"][0].input
+    ' a  b'
+    """
+    return {
+        split: [replace(example, input=_first_words(example.input, words)) for example in examples]
+        for split, examples in splits.items()
+    }
+
+
+def _first_words(text: str, number: int) -> str:
+    end = len(text)
+    for count, word in enumerate(re.finditer(r"\S+", text), start=1):
+        if count == number:
+            end = word.end()
+            break
+    return text[:end]
+
+
+def _matched(where: str, given: Any, pattern: str) -> str:
+    found = re.match(pattern, given) if isinstance(given, str) else None
+    if found is None or found[1] is None:
+        raise TaskError(
+            f"{where}: the reference {given!r} does not begin with what reference_pattern asks for: {pattern}"
+        )
+    return found[1]
 
 
 def _value(where: str, row: Any, theirs: str | list[str]) -> Any:
@@ -158,16 +191,17 @@ def _without_repeats(examples: Iterable[Example]) -> list[Example]:
     return list(first.values())
 
 
-def _stratified(examples: list[Example], split: str, number: int, balanced: bool) -> tuple[Example, ...]:
+def _stratified(examples: list[Example], split: str, number: int, carve: Carve) -> tuple[Example, ...]:
     if number >= len(examples):
         raise TaskError(f"carve.{split} is {number}, but train has {len(examples)} different rows; ask for fewer")
     classes: dict[Any, list[Example]] = {}
     for index in permutation(len(examples), f"carve/{split}"):
         # Generation tasks have no classes: their references are answers.
-        label = examples[index].reference if isinstance(examples[index].reference, int) else None
+        reference = examples[index].reference
+        label = reference if carve.by_reference or isinstance(reference, int) else None
         classes.setdefault(label, []).append(examples[index])
     groups = [rows for _, rows in sorted(classes.items(), key=lambda item: -1 if item[0] is None else item[0])]
-    quotas = _quotas([len(rows) for rows in groups], number, balanced)
+    quotas = _quotas([len(rows) for rows in groups], number, carve.balanced)
     if any(quota > len(rows) for quota, rows in zip(quotas, groups, strict=True)):
         raise TaskError(f"carve.{split} is {number} balanced rows, but a class has too few; ask for fewer")
     return interleave([rows[:quota] for rows, quota in zip(groups, quotas, strict=True)])

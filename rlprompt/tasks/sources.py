@@ -102,7 +102,7 @@ def read_package(source: PackageSource) -> tuple[Table, str]:
     if not path.is_file():
         raise TaskError(f"the package '{source.name}' has no file {source.file}; reinstall it: {source.install}")
     table = read_file(path)
-    for column in source.where:
+    for column in (*source.where, *source.not_empty):
         if column not in table.columns:
             raise TaskError(f"{path} has no column '{column}'; it has {', '.join(table.columns)}")
     # The columns that were selected by are the same in every row and tell nothing.
@@ -111,6 +111,7 @@ def read_package(source: PackageSource) -> tuple[Table, str]:
         (number, {column: row[column] for column in kept})
         for number, row in table.rows
         if all(row[column] == value for column, value in source.where.items())
+        and all(str(row.get(column) or "").strip() for column in source.not_empty)
     )
     return Table(f"{source.name}/{source.file}", kept, rows), f"package:{source.name}"
 

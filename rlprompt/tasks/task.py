@@ -18,8 +18,10 @@ from rlprompt.tasks.template import Template, TemplateSource
 from rlprompt.types import Example
 
 SPLITS = ("train", "dev", "test")
-METRICS = ("exact-match", "token-f1")
-RESERVED = frozenset({"prompts", "completions", "outputs", "references", "input", "choices"})
+METRICS = ("exact-match", "token-f1", "rouge", "answer-letter", "answer-number")
+RESERVED = frozenset(
+    {"prompts", "completions", "outputs", "references", "input", "choices", "original_prompts", "originals"}
+)
 """Names that rewards receive already; no further column may take one."""
 
 
@@ -42,12 +44,14 @@ class Task:
     choices: tuple[str, ...] | None
     """The label words, index = label; their probabilities as the continuation are compared. None: generation."""
     metric: str | None
-    """For a task without choices: "exact-match" or "token-f1" of the generated text against the reference."""
+    """For a task without choices: how the generated text is compared with the reference, one of `METRICS`."""
     template: Template
     max_tokens: int = 32
     """Most tokens to generate (tasks without choices)."""
     stop: tuple[str, ...] = ("\n",)
     """Texts that end a generation (tasks without choices)."""
+    sampling_temperature: float | None = None
+    """Of answers that are drawn (`env.samples` above 1); None leaves it to the scorer. A single answer is greedy."""
     warnings: tuple[str, ...] = ()
     """What every report on the task must say."""
     source: str = ""
@@ -196,6 +200,8 @@ def _check_answers(task: Task) -> None:
         raise TaskError(f"task '{task.name}': unknown metric '{task.metric}'{did_you_mean(task.metric, METRICS)}")
     if task.max_tokens < 1:
         raise TaskError(f"task '{task.name}': max_tokens must be at least 1, got {task.max_tokens}")
+    if task.sampling_temperature is not None and not 0 < task.sampling_temperature < float("inf"):
+        raise TaskError(f"task '{task.name}': sampling_temperature must be above 0, got {task.sampling_temperature}")
     if task.choices is None:
         return
     if len(task.choices) < 2 or len(set(task.choices)) < len(task.choices):

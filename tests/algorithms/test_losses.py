@@ -9,7 +9,11 @@ from rlprompt.algorithms.losses import (
     SQL_VARIANTS,
     categorical_kl,
     gae,
+    kl_shaped_rewards,
     masked_entropy,
+    next_kl_coefficient,
+    nlpo_allowed,
+    penalty_baseline,
     polyak_,
     ppo_policy_loss,
     reinforce_loss,
@@ -159,6 +163,105 @@ class TestEntropyAndKl:
         assert logits.grad is not None
         assert torch.isfinite(value)
         assert torch.isfinite(logits.grad).all()
+
+
+class TestKlInTheReward:
+    def test_every_written_token_pays_for_its_own_log_ratio(self) -> None:
+        # beta 0.5: 0 - 0.5 * 0.4 = -0.2; 0 - 0.5 * -0.2 = 0.1; 1 - 0.5 * 0.6 = 0.7; padding 0
+        shaped = kl_shaped_rewards(
+            rows([0, 0, 1, 5]), rows([0.4, -0.2, 0.6, float("nan")]), torch.tensor([[1.0, 1, 1, 0]]), coefficient=0.5
+        )
+        assert shaped[0].tolist() == pytest.approx([-0.2, 0.1, 0.7, 0.0])
+
+    def test_a_policy_that_is_its_reference_pays_nothing(self) -> None:
+        rewards = rows([0, 0, 1])
+        assert torch.equal(kl_shaped_rewards(rewards, torch.zeros(1, 3), torch.ones(1, 3), coefficient=0.5), rewards)
+
+    def test_the_penalties_of_a_prompt_add_up_to_its_log_ratio(self) -> None:
+        ratios = rows([0.3, -1.0, 0.25], [2.0, 0.0, 0.0])
+        shaped = kl_shaped_rewards(torch.zeros(2, 3), ratios, torch.ones(2, 3), coefficient=0.1)
+        assert shaped.sum(dim=1).tolist() == pytest.approx([0.045, -0.2])
+
+    def test_the_penalty_carries_no_gradient(self) -> None:
+        ratios = rows([0.1, 0.2]).requires_grad_()
+        assert not kl_shaped_rewards(rows([0, 1]), ratios, torch.ones(1, 2), coefficient=1.0).requires_grad
+
+    def test_advantages_of_penalised_rewards_are_those_computed_by_hand(self) -> None:
+        # Rewards -0.2, 0.1, 0.7 (above) and values 0.5 0.4 0.2, gamma 0.9, lambda 0.5:
+        # delta_2 = 0.7 - 0.2 = 0.5                          A_2 = 0.5
+        # delta_1 = 0.1 + 0.9 * 0.2 - 0.4 = -0.12            A_1 = -0.12 + 0.45 * 0.5 = 0.105
+        # delta_0 = -0.2 + 0.9 * 0.4 - 0.5 = -0.34           A_0 = -0.34 + 0.45 * 0.105 = -0.29275
+        mask = torch.tensor([[1.0, 1, 1, 0]])
+        shaped = kl_shaped_rewards(rows([0, 0, 1, 0]), rows([0.4, -0.2, 0.6, 9]), mask, coefficient=0.5)
+        advantages, returns = gae(shaped, rows([0.5, 0.4, 0.2, 9]), mask, gamma=0.9, lam=0.5)
+        assert advantages[0].tolist() == pytest.approx([-0.29275, 0.105, 0.5, 0.0])
+        assert returns[0].tolist() == pytest.approx([0.20725, 0.505, 0.7, 0.0])
+
+    def test_without_a_critic_a_token_answers_for_its_own_penalty_and_those_that_follow(self) -> None:
+        # reward 1 at the end, beta 1, log ratios 0.1 0.2 0.3, gamma 1: 1 - 0.6, 1 - 0.5, 1 - 0.3
+        shaped = kl_shaped_rewards(rows([0, 0, 1]), rows([0.1, 0.2, 0.3]), torch.ones(1, 3), coefficient=1.0)
+        advantages, _ = gae(shaped, torch.zeros(1, 3), torch.ones(1, 3), gamma=1.0, lam=1.0)
+        assert advantages[0].tolist() == pytest.approx([0.4, 0.5, 0.7])
+
+    def test_the_baseline_of_the_penalty_is_what_others_paid_less_what_was_paid_before(self) -> None:
+        # Prompts paid -3, -1 (padding left out) and -2. Others: -1.5, -2.5, -2. Before: 0 -1; 0; 0 -2.
+        penalties = rows([-1, -2], [-1, 7], [-2, 0])
+        mask = torch.tensor([[1.0, 1], [1, 0], [1, 1]])
+        baseline = penalty_baseline(penalties, mask, torch.tensor([0, 1, 2]))
+        assert baseline.tolist() == [[-1.5, -0.5], [-2.5, 0.0], [-2.0, 0.0]]
+
+    def test_another_turn_of_the_same_episode_is_no_other(self) -> None:
+        baseline = penalty_baseline(rows([-1], [-5], [-3]), torch.ones(3, 1), torch.tensor([0, 0, 1]))
+        assert baseline.tolist() == [[-3.0], [-3.0], [-3.0]]  # the third: mean of -1 and -5
+        assert penalty_baseline(rows([-1], [-5]), torch.ones(2, 1), torch.tensor([0, 0])).tolist() == [[0.0], [0.0]]
+
+    def test_at_the_optimum_no_token_has_an_advantage(self) -> None:
+        # reward - beta log(pi / pi_0) = 0.2 for all: rewards 1.2, 0.7, -0.3, beta 0.5, summed log ratios 2, 1, -1.
+        ratios = rows([1.5, 0.5], [-1, 2], [0.5, -1.5])
+        rewards, mask = torch.tensor([1.2, 0.7, -0.3], dtype=torch.float64), torch.ones(3, 2)
+        compared = (rewards - rewards.mean()) * 3 / 2  # leave-one-out
+        penalty = kl_shaped_rewards(torch.zeros(3, 2), ratios, mask, coefficient=0.5)
+        shaped = penalty.clone()
+        shaped[:, 1] += compared
+        advantages, _ = gae(shaped, torch.zeros(3, 2), mask, gamma=1.0, lam=1.0)
+        advantages = advantages - penalty_baseline(penalty, mask, torch.tensor([0, 1, 2]))
+        assert advantages.abs().max().item() == pytest.approx(0.0, abs=1e-7)
+
+    @pytest.mark.parametrize(
+        ("kl", "factor"),
+        [
+            (2.2, 1.01),  # 10 % above: 1 + 0.1 * 0.1
+            (1.8, 0.99),
+            (100.0, 1.02),  # clipped at 20 %: 1 + 0.2 * 0.1
+            (-5.0, 0.98),
+            (2.0, 1.0),
+        ],
+    )
+    def test_the_coefficient_moves_in_proportion_to_the_error(self, kl: float, factor: float) -> None:
+        moved = next_kl_coefficient(0.5, kl, target=2.0, prompts=16, horizon=160)  # K_beta = 16 / 160 = 0.1
+        assert moved == pytest.approx(0.5 * factor)
+
+
+class TestNlpo:
+    def test_the_nucleus_of_the_masking_policy_is_what_may_be_written(self) -> None:
+        # Of the allowed tokens 0, 1 and 2 the masking policy gives 0.6, 0.3 and 0.1; token 3 is most probable but
+        # forbidden. p = 0.8 keeps 0.6 + 0.3.
+        masking = torch.tensor([[[0.6, 0.3, 0.1, 9.0]]]).log()
+        allowed = torch.tensor([[[True, True, True, False]]])
+        assert nlpo_allowed(allowed, masking, torch.tensor([[0]]), p=0.8).tolist() == [[[True, True, False, False]]]
+        assert nlpo_allowed(allowed, masking, torch.tensor([[0]]), p=0.5).tolist() == [[[True, False, False, False]]]
+        assert torch.equal(nlpo_allowed(allowed, masking, torch.tensor([[0]]), p=1.0), allowed)
+
+    def test_a_written_token_stays_and_a_forbidden_one_does_not_come_back(self) -> None:
+        masking = torch.tensor([[[0.9, 0.06, 0.04]]]).log()
+        allowed = torch.tensor([[[True, True, False]]])
+        assert nlpo_allowed(allowed, masking, torch.tensor([[1]]), p=0.5).tolist() == [[[True, True, False]]]
+        assert nlpo_allowed(allowed, masking, torch.tensor([[2]]), p=0.5).tolist() == [[[True, False, False]]]
+
+    def test_padding_keeps_the_nucleus_alone(self) -> None:
+        masking = torch.tensor([[[0.9, 0.1]]]).log()
+        kept = nlpo_allowed(torch.ones(1, 1, 2, dtype=torch.bool), masking, torch.tensor([[-1]]), p=0.5)
+        assert kept.tolist() == [[[True, False]]]
 
 
 def sql_case() -> dict[str, torch.Tensor]:

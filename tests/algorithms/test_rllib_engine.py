@@ -60,7 +60,13 @@ def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tens
 
 @pytest.mark.parametrize(
     "algorithm",
-    [{"name": "ppo"}, {"name": "ppo", "baseline": "critic"}, {"name": "sql"}, {"name": "reinforce"}],
+    [
+        {"name": "ppo"},
+        {"name": "ppo", "baseline": "critic"},
+        {"name": "ppo", "kl_in": "reward", "kl_coeff": 0.1, "nlpo_top_p": 0.9},
+        {"name": "sql"},
+        {"name": "reinforce"},
+    ],
     ids=str,
 )
 def test_token_steps_and_whole_prompts_give_the_same_weights(algorithm: dict[str, Any]) -> None:

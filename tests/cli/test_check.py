@@ -83,3 +83,18 @@ def test_code_elsewhere_needs_an_allowance(
     config = str(small_config(reward=[{"name": "os:system"}]))
     assert main(["check", config]) == 2
     assert "allow it with --allow-module os" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("calibration", ["none", "contextual"])
+def test_a_reward_that_compares_with_the_original_keeps_to_eight_calls_and_is_in_the_cost(
+    small_config: Callable[..., Path], capsys: pytest.CaptureFixture[str], asked: list[int], calibration: str
+) -> None:
+    reward = [{"name": "gap-over-original", "kwargs": {"reward": "gap"}}]
+    env = {"prompt_length": 3, "num_envs": 4, "draft": "w01"}
+    assert main(["check", str(small_config(reward=reward, env=env, calibration=calibration))]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    # both prompts on 4 rows; or on 1 row and on 3 inputs without content
+    assert sum(asked) == 8
+    assert "calls for the original prompt 8" in lines  # 4 train and 4 dev rows
+    # made-up outputs as above, less the original's, which say nothing: gap 0
+    assert any(line.startswith("gap-over-original 1 160.0000 -144.0000 0.0000") for line in lines)

@@ -13,7 +13,7 @@ import rlprompt
 from rlprompt.config import PolicyConfig
 from rlprompt.errors import CheckpointError, ConfigError, ModelNotFoundError
 from rlprompt.models import load_frozen
-from rlprompt.policies import PromptPolicy, build_policy, load_policy
+from rlprompt.policies import PromptPolicy, build_policy, load_policy, read_policy_json
 
 CONTEXT, TOKENS = torch.tensor([[50]]), torch.tensor([[1, 2, 3]])
 
@@ -71,6 +71,14 @@ def test_the_description_says_what_the_policy_stands_on_and_holds_no_path(tmp_pa
     assert (data["parent"], data["extra"]) == ("run-1", {"dev_score": 0.75})
     assert str(tmp_path) not in text
     assert str(Path.home()) not in text
+
+
+def test_the_description_is_read_with_what_the_run_added(tmp_path: Path) -> None:
+    trained().save(tmp_path / "best", {"mode": "task", "kind": "not the policy's", "draft": "Classify."})
+    data = read_policy_json(tmp_path)
+    assert (data["mode"], data["draft"], data["kind"], data["prompt_length"]) == ("task", "Classify.", "lm-adaptor", 3)
+    with pytest.raises(ConfigError, match="no policy at"):
+        read_policy_json(tmp_path / "nowhere")
 
 
 def test_only_the_head_is_saved(tmp_path: Path) -> None:
@@ -240,3 +248,90 @@ def test_the_trainable_state_is_a_copy() -> None:
     policy = trained("categorical")
     policy.trainable_state()["table"].zero_()
     assert policy.trainable_state()["table"].abs().sum() > 0
+
+
+WHOLE_LMS = [("llama", "causal-lm"), ("gpt2", "causal-lm"), ("t5", "seq2seq-lm")]
+
+
+def trained_lm(folder: str, kind: str, **kwargs: Any) -> Any:
+    config = PolicyConfig(kind=kind, model=folder, dtype="float32", context="w01", kwargs=kwargs)
+    policy = build_policy(config, prompt_length=3, seed=5)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return policy
+
+
+@pytest.mark.parametrize("lora", [{}, {"lora": None}, {"value_head": False}], ids=["lora", "full", "no value"])
+@pytest.mark.parametrize(("name", "kind"), WHOLE_LMS, ids=lambda value: value)
+def test_an_lm_comes_back_bit_equal(
+    name: str, kind: str, lora: dict[str, Any], tmp_path: Path, tiny_lm: Callable[[str], str]
+) -> None:
+    policy = trained_lm(tiny_lm(name), kind, **lora)
+    before = policy.trainable_state()
+    policy.save(tmp_path)
+    loaded: Any = load_policy(tmp_path, model=tiny_lm(name))
+    assert all(torch.equal(value, before[key]) for key, value in loaded.trainable_state().items())
+    for found, expected in zip(loaded.evaluate(CONTEXT, TOKENS), policy.evaluate(CONTEXT, TOKENS), strict=True):
+        assert torch.allclose(found, expected, atol=1e-6, rtol=0)
+    assert torch.allclose(loaded.reference_logits(CONTEXT, TOKENS), policy.reference_logits(CONTEXT, TOKENS), atol=1e-6)
+    assert loaded.settings == policy.settings
+    where = str(Path(tiny_lm(name)).parent)
+    texts = [file.read_text(encoding="utf-8") for file in tmp_path.glob("*.json")]
+    assert len(texts) >= 2
+    assert not any(where in text for text in texts)
+
+
+@pytest.mark.parametrize(("name", "kind"), WHOLE_LMS, ids=lambda value: value)
+def test_peft_loads_the_adapter(name: str, kind: str, tmp_path: Path, tiny_lm: Callable[[str], str]) -> None:
+    from peft import PeftModel
+
+    policy = trained_lm(tiny_lm(name), kind)
+    policy.save(tmp_path)
+    names = {"adapter_config.json", "adapter_model.safetensors", "value_head.safetensors", "policy.json"}
+    assert {file.name for file in tmp_path.iterdir()} == names
+    head: Any = "causal" if kind == "causal-lm" else "seq2seq"
+    loaded = PeftModel.from_pretrained(load_frozen(tiny_lm(name), dtype="float32", device="cpu", head=head), tmp_path)
+    inputs = {"input_ids": TOKENS} | ({"decoder_input_ids": TOKENS} if head == "seq2seq" else {})
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(**inputs).logits, policy.hf_model(**inputs).logits)
+
+
+def test_transformers_loads_what_was_trained_whole(tmp_path: Path, tiny_lm: Callable[[str], str]) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    policy = trained_lm(tiny_lm("llama"), "causal-lm", lora=None)
+    policy.save(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(loaded(input_ids=TOKENS).logits, policy.hf_model(input_ids=TOKENS).logits)
+    assert AutoTokenizer.from_pretrained(tmp_path)("w03 w01")["input_ids"] == [3, 1]
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "value_head.safetensors", "adapter_config.json"])
+def test_every_file_of_an_lm_is_checked(name: str, tmp_path: Path, tiny_lm: Callable[[str], str]) -> None:
+    trained_lm(tiny_lm("llama"), "causal-lm").save(tmp_path)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[:-1])
+    with pytest.raises(CheckpointError, match=f"{name} is truncated or altered"):
+        load_policy(tmp_path, model=tiny_lm("llama"))
+    edit(lambda data: data["files"].pop(name))(tmp_path)
+    if name != "adapter_config.json":
+        with pytest.raises(CheckpointError, match=f"no {name}"):
+            load_policy(tmp_path, model=tiny_lm("llama"))
+
+
+def test_a_file_elsewhere_is_never_read(tmp_path: Path) -> None:
+    trained().save(tmp_path / "policy")
+    edit(lambda data: data["files"].update({"../secret": "0"}))(tmp_path / "policy")
+    with pytest.raises(CheckpointError, match=r"'\.\./secret' is no file name"):
+        load_policy(tmp_path / "policy")
+
+
+def test_policies_saved_by_the_first_version_still_load(tmp_path: Path) -> None:
+    policy = trained()
+    policy.save(tmp_path)
+    edit(lambda data: data.update(weights_sha256=data.pop("files")["policy.safetensors"]))(tmp_path)
+    loaded = load_policy(tmp_path)
+    assert all(torch.equal(value, loaded.trainable_state()[key]) for key, value in policy.trainable_state().items())

@@ -219,21 +219,28 @@ def test_every_component_is_checked(tmp_path: Path) -> None:
 
 # --- all built-in rewards ---
 
-ORDERED = ["accuracy", "gap", "log-probability", "cross-entropy", "exact-match", "token-f1"]
-UNORDERED = {"length": {}, "fluency": {"model": "planted-10"}}
+ORDERED: dict[str, dict[str, Any]] = {
+    **{name: {} for name in ("accuracy", "gap", "log-probability", "cross-entropy", "log-likelihood-f1")},
+    **{name: {} for name in ("exact-match", "token-f1", "rouge", "bleu", "chrf", "similarity")},
+    "gap-over-original": {"reward": "token-f1"},
+}
+UNORDERED: dict[str, dict[str, Any]] = {"length": {}, "fluency": {"model": "planted-10"}}
+ELSEWHERE = {"answer", "length-difference", "length-rule", "attribute"}
+"""Their own tests run the check, on tasks or with arguments of their own."""
 
 
 def test_the_lists_below_name_every_built_in_reward() -> None:
     from rlprompt.registry import BUILT_IN
 
-    assert {*ORDERED, *UNORDERED} == set(BUILT_IN["rewards"])
+    assert {*ORDERED, *UNORDERED, *ELSEWHERE} == set(BUILT_IN["rewards"])
 
 
 @pytest.mark.parametrize("name", ORDERED)
 def test_scores_gold_highest(name: str) -> None:
-    reads_text = name in ("exact-match", "token-f1")
-    for kind in ["text"] if reads_text else ["choices", "text"] if "pro" in name else ["choices"]:
-        (check,) = check_rewards(built_in(name), make_task(kind))
+    kinds = {"text": ["text"], "logprob": ["choices", "text"], "choices": ["choices"]}
+    rewards = built_in(name, **ORDERED[name])
+    for kind in ["choices", "text"] if name == "cross-entropy" else kinds[rewards.needs]:
+        (check,) = check_rewards(rewards, make_task(kind))
         assert check.gold is not None
         assert check.wrong is not None
         assert check.empty is not None

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from rlprompt.errors import ConfigError
-from rlprompt.rewards.classification import Accuracy, CrossEntropy, LogProbability, ProbabilityGap
+from rlprompt.rewards.classification import Accuracy, CrossEntropy, LikelihoodF1, LogProbability, ProbabilityGap
 from rlprompt.types import Failure, TargetOutput
 
 
@@ -96,3 +96,25 @@ def test_a_nan_among_the_choices_stays_nan(logprobs: tuple[float, ...]) -> None:
     (value,) = ProbabilityGap()(outputs=[TargetOutput(choice_logprobs=logprobs)], references=[0])
     assert value is not None
     assert math.isnan(value)
+
+
+def test_log_likelihood_and_f1_add_up_with_a_weight() -> None:
+    # label 0 with p 0.6 is the most probable: log 0.6 + F1 1; label 1 with p 0.4: the words of the choices differ
+    outputs = [TargetOutput(choice_logprobs=(math.log(0.6), math.log(0.4)))] * 2
+    choices = [(" bad", " good")] * 2
+    values = LikelihoodF1(weight=2.0)(outputs=outputs, references=[0, 1], choices=choices)
+    assert values == pytest.approx([math.log(0.6) + 2.0, math.log(0.4)])
+    # "very good" chosen for "good": 1 word in common of 2 and 1: F1 = 2 / 3
+    near = LikelihoodF1()(outputs=outputs[:1], references=[1], choices=[(" very good", " good")])
+    assert near == pytest.approx([math.log(0.4) + 2 / 3])
+
+
+def test_log_likelihood_and_f1_counts_no_f1_of_a_tie_and_abstains_without_probabilities() -> None:
+    tie = TargetOutput(choice_logprobs=(math.log(0.5), math.log(0.5)))
+    choices = [(" bad", " good")]
+    assert LikelihoodF1()(outputs=[tie], references=[0], choices=choices) == pytest.approx([math.log(0.5)])
+    assert LikelihoodF1()(outputs=[TargetOutput(text="good")], references=[0], choices=choices) == [None]
+    assert LikelihoodF1()(outputs=[tie], references=[None], choices=choices) == [None]
+    for weight in (0, -1.0, math.inf):
+        with pytest.raises(ConfigError, match="weight must be a number above 0"):
+            LikelihoodF1(weight=weight)

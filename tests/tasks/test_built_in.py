@@ -21,15 +21,25 @@ def rotten_tomatoes() -> Task:
 
 def test_all_tasks_are_listed() -> None:
     assert list_tasks() == [
-        *("agnews", "cr", "dbpedia", "imdb", "mr", "planted", "rotten-tomatoes"),
-        *("sst-2", "sst-5", "subj", "trec", "yahoo", "yelp-2", "yelp-5"),
+        *("agnews", "boolq", "commonsenseqa", "commonsenseqa-text", "cr", "dbpedia", "imdb", "mr", "planted"),
+        *("rotten-tomatoes", "sst-2", "sst-5", "subj", "trec", "xsum", "yahoo", "yelp-2", "yelp-5"),
     ]
+
+
+CHAT = ("boolq", "commonsenseqa", "commonsenseqa-text", "xsum")
+"""Cards with a template for chat models; the others are those of the RLPrompt paper."""
 
 
 @pytest.mark.parametrize("name", built_in())
 def test_every_card_is_valid_and_named_as_its_file(name: str) -> None:
     card, _ = read_card(name)
     assert card.name == name
+    assert (card.template_chat is not None) == (name in CHAT)
+
+
+@pytest.mark.parametrize("name", sorted(set(built_in()) - set(CHAT)))
+def test_the_cards_of_the_paper_have_its_template_and_one_for_masked_targets(name: str) -> None:
+    card, _ = read_card(name)
     assert card.template == "{input} {prompt}"
     assert all(word.startswith(" ") for word in card.choices or ())
     assert card.template_masked is not None

@@ -14,14 +14,16 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig as RLlibConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.execution.rollout_ops import synchronous_parallel_sample
 
-from rlprompt.algorithms.diagnostics import collapse_diagnostics
+from rlprompt.algorithms.diagnostics import iteration_metrics
 from rlprompt.algorithms.rllib.batches import PromptBatch, valid_episodes
 from rlprompt.algorithms.rllib.learner import PromptLearner
 from rlprompt.algorithms.rllib.module import PromptModule
 from rlprompt.config import RunConfig
+from rlprompt.envs.configured import configured_env
+from rlprompt.errors import ConfigError
+from rlprompt.policies import PromptPolicy
 from rlprompt.types import FloatArray, Json, RunContext, Scores
 
-ENV_ID = "rlprompt.envs:rlprompt/TokenPrompt-v0"
 OBJECT_STORE_BYTES = 256 * 2**20
 """Everything runs in this process; Ray's default would reserve a third of the memory."""
 
@@ -73,6 +75,33 @@ def start_ray() -> None:
         )
 
 
+def check_settings(config: RunConfig, policy: PromptPolicy) -> None:
+    """Refuses settings that do not go together.
+
+    Raises:
+        ConfigError: so it is; the message says what to do.
+    """
+    algorithm = config.algorithm
+    if algorithm.name == "sql" and not policy.frozen_features:
+        raise ConfigError(
+            f"algorithm.name is sql, which would need a second '{policy.kind}' as target network; use ppo or "
+            "reinforce, or policy.kind=lm-adaptor"
+        )
+    if algorithm.name == "sql" and algorithm.kl_in == "reward" and algorithm.kl_coeff > 0:
+        raise ConfigError("algorithm.kl_in is 'reward', but sql keeps its own entropy in the reward; use kl_in=loss")
+    if algorithm.nlpo_top_p is not None and algorithm.name != "ppo":
+        raise ConfigError(
+            f"algorithm.nlpo_top_p is {algorithm.nlpo_top_p}, but NLPO is a kind of PPO; use algorithm.name=ppo, or "
+            f"remove it for {algorithm.name}"
+        )
+    if algorithm.kl_target is not None and algorithm.kl_coeff == 0:
+        raise ConfigError(
+            f"algorithm.kl_target is {algorithm.kl_target}, but a kl_coeff of 0 stays 0; set the kl_coeff to start from"
+        )
+    if algorithm.baseline == "critic" and getattr(policy.settings, "value_head", True) is False:
+        raise ConfigError("algorithm.baseline is 'critic', but the policy has value_head: false; set one or the other")
+
+
 def rllib_config(config: RunConfig, scorer_spec: Json) -> PromptAlgorithmConfig:
     """Translates a run configuration into RLlib's.
 
@@ -80,25 +109,12 @@ def rllib_config(config: RunConfig, scorer_spec: Json) -> PromptAlgorithmConfig:
     thrown away.
     """
     env, algorithm = config.env, config.algorithm
+    env_id, env_config = configured_env(config, scorer_spec)
     learning = {"algorithm": algorithm.model_dump(mode="json"), "seed": config.seed}
+    penalise = algorithm.kl_in == "reward" and algorithm.kl_coeff > 0
     built: PromptAlgorithmConfig = (
         PromptAlgorithmConfig()
-        .environment(
-            ENV_ID,
-            env_config={
-                "scorer": scorer_spec,
-                "tokenizer": config.policy.model,
-                "prompt_length": env.prompt_length,
-                "eos": env.eos,
-                "mask": env.mask.model_dump(mode="json"),
-                "context": config.policy.context,
-                "examples_per_step": env.examples_per_step,
-                "seed": config.seed,
-                "action_mask_in_info": False,  # modules see observations only; 49 KB a step saved
-                "action": env.action,
-            },
-            disable_env_checking=True,
-        )
+        .environment(env_id, env_config=env_config, disable_env_checking=True)
         .env_runners(
             num_env_runners=0,
             num_envs_per_env_runner=env.num_envs,
@@ -117,6 +133,8 @@ def rllib_config(config: RunConfig, scorer_spec: Json) -> PromptAlgorithmConfig:
                 gamma=algorithm.gamma,
                 lam=algorithm.gae_lambda,
                 critic=algorithm.baseline == "critic",
+                penalise=penalise,
+                measure_kl=penalise or algorithm.kl_target is not None,
             ),
         )
         .rl_module(
@@ -125,6 +143,7 @@ def rllib_config(config: RunConfig, scorer_spec: Json) -> PromptAlgorithmConfig:
                 model_config={
                     "policy": config.policy.model_dump(mode="json"),
                     "env": env.model_dump(mode="json"),
+                    "algorithm": algorithm.model_dump(mode="json"),
                     "seed": config.seed,
                 },
             )
@@ -135,10 +154,8 @@ def rllib_config(config: RunConfig, scorer_spec: Json) -> PromptAlgorithmConfig:
     return built
 
 
-def _learner_connector(
-    observation_space: Any, action_space: Any, device: Any = None, *, gamma: float, lam: float, critic: bool
-) -> PromptBatch:
-    return PromptBatch(observation_space, action_space, gamma=gamma, lam=lam, critic=critic)
+def _learner_connector(observation_space: Any, action_space: Any, device: Any = None, **settings: Any) -> PromptBatch:
+    return PromptBatch(observation_space, action_space, **settings)
 
 
 class Engine:
@@ -146,15 +163,18 @@ class Engine:
 
     def __init__(self, run: RunContext) -> None:
         self.run = run
+        check_settings(run.config, run.policy)
         start_ray()
         self.algorithm: PromptAlgorithm = rllib_config(run.config, run.scorer.spec).build_algo()
+        self._learner.start_from(run.policy)  # an earlier stage may have trained it
+        self._sync_sampler()
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continues from a checkpoint's state."""
         self.algorithm.learner_group.foreach_learner(lambda learner: learner.load_prompt_state(state))
-        self.algorithm.env_runner_group.sync_weights(
-            from_worker_or_learner_group=self.algorithm.learner_group, inference_only=True
-        )
+        self._sync_sampler()
+        if self._sampler.masking is not None:
+            self._sampler.masking.load(state["masking"])
         self._update_policy()
 
     def iterate(self, iteration: int) -> tuple[Scores | None, dict[str, float]]:
@@ -163,8 +183,11 @@ class Engine:
         env, module, learner = self._env, self._sampler, self._learner
         env.set_iteration(iteration)
         learner.iteration, learner.diagnostics = iteration, {}
+        if iteration % self.run.config.algorithm.nlpo_every == 0:
+            self._refresh_masking()
         before = (self.run.scorer.target_seconds, module.seconds, learner.seconds)
         self.algorithm.train()
+        learner.end_iteration()
         self._update_policy()
         scores: Scores | None = env.last_scores
         metrics = dict(learner.diagnostics)
@@ -206,23 +229,19 @@ class Engine:
         learner: PromptLearner = self.algorithm.learner_group._learner
         return learner
 
+    def _sync_sampler(self) -> None:
+        self.algorithm.env_runner_group.sync_weights(
+            from_worker_or_learner_group=self.algorithm.learner_group, inference_only=True
+        )
+
+    def _refresh_masking(self) -> None:
+        """Lets NLPO's masking copies follow; sampler and learner hold the same weights here."""
+        for module in (self._sampler, self._learner._prompt_module):
+            if module.masking is not None:
+                module.masking.refresh(module.policy)
+
     def _update_policy(self) -> None:
         self.run.policy.load_trainable_state(self._learner._prompt_module.policy.trainable_state())
-
-
-def iteration_metrics(scores: Scores, training_rewards: FloatArray | None, entropy: float | None) -> dict[str, float]:
-    """Returns mean and best raw reward of the iteration's prompts, and the collapse diagnostics."""
-    known = scores.prompt_valid
-    means = scores.mean_rewards[known]
-    metrics = {
-        "reward/mean": float(means.mean()) if len(means) else float("nan"),
-        "reward/best": float(means.max()) if len(means) else float("nan"),
-        "accuracy/mean": float(np.nanmean(scores.accuracies)) if np.isfinite(scores.accuracies).any() else float("nan"),
-        "failed": float(len(scores.failures)),
-    }
-    if training_rewards is not None and known.any():
-        metrics["reward/training_std"] = float(np.std(training_rewards[known]))
-    return metrics | collapse_diagnostics(list(scores.prompts), scores.rewards, scores.valid, entropy=entropy)
 
 
 def fit(run: RunContext) -> None:

@@ -11,9 +11,10 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.apis.value_function_api import ValueFunctionAPI
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 
-from rlprompt.config import MaskConfig, PolicyConfig
+from rlprompt.algorithms.rllib.nlpo import MaskingPolicy
+from rlprompt.config import AlgorithmConfig, MaskConfig, PolicyConfig
 from rlprompt.masks import static_mask, step_mask
-from rlprompt.policies import build_policy
+from rlprompt.policies import FeaturePolicy, build_policy
 from rlprompt.policies.sampling import draw, greedy, write_prompts
 from rlprompt.seeding import generator, uniforms
 
@@ -26,8 +27,9 @@ VALUES = "values"
 class PromptModule(TorchRLModule, ValueFunctionAPI):
     """A prompt policy as RLlib sees it.
 
-    `model_config` holds JSON values: `policy` (a `PolicyConfig`), `env` (an `EnvConfig`) and `seed`. Only the policy's
-    trainable head is registered, so weight syncs and checkpoints never carry the frozen LM.
+    `model_config` holds JSON values: `policy` (a `PolicyConfig`), `env` (an `EnvConfig`), `algorithm` (an
+    `AlgorithmConfig`) and `seed`. Only what the policy trains is registered, so weight syncs and checkpoints never
+    carry the frozen LM.
 
     Observations are the env's dict of `tokens` (B, T), `context` (B, C) and `key` (B, 2) = (iteration, episode). Every
     token is drawn from a generator keyed by (seed, "token", iteration, episode, step): neither the number of workers
@@ -43,10 +45,17 @@ class PromptModule(TorchRLModule, ValueFunctionAPI):
         self.policy = build_policy(
             PolicyConfig.model_validate(self.model_config["policy"]), prompt_length=self.length, seed=self.seed
         )
+        algorithm = AlgorithmConfig.model_validate(self.model_config["algorithm"])
+        self.kl_coefficient = algorithm.kl_coeff
+        self.masking: MaskingPolicy | None = None
+        if algorithm.nlpo_top_p is not None:
+            # Past Module.__setattr__: nothing in it is trained, and no weight sync may carry it.
+            self.__dict__["masking"] = MaskingPolicy(self.policy, algorithm.nlpo_top_p)
         mask = MaskConfig.model_validate(env["mask"])
         self.no_repeat = mask.no_repeat
-        self.eos_id: int | None = self.policy.tokenizer.eos_token_id if env["eos"] else None
-        self.static_mask = static_mask(self.policy.tokenizer, mask, eos=bool(env["eos"]))
+        eos = bool(env["eos"]) or env["kind"] != "token-prompt"  # rewrites and hints always end with EOS
+        self.eos_id: int | None = self.policy.tokenizer.eos_token_id if eos else None
+        self.static_mask = static_mask(self.policy.tokenizer, mask, eos=eos)
         self.seconds = 0.0
         self.forwards = 0
 
@@ -55,6 +64,10 @@ class PromptModule(TorchRLModule, ValueFunctionAPI):
         mask = step_mask(self.static_mask, tokens.cpu().numpy(), eos_id=self.eos_id, no_repeat=self.no_repeat)
         return torch.from_numpy(np.ascontiguousarray(mask)).to(tokens.device)
 
+    def allowed_each(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Returns which token might have been written at each place of prompts (B, T), as booleans (B, T, V)."""
+        return torch.stack([self.allowed(tokens[:, :step]) for step in range(tokens.shape[1])], dim=1)
+
     def _forward_exploration(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         return {Columns.ACTIONS: self._act(batch[Columns.OBS], explore=True)}
 
@@ -62,12 +75,16 @@ class PromptModule(TorchRLModule, ValueFunctionAPI):
         return {Columns.ACTIONS: self._act(batch[Columns.OBS], explore=False)}
 
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        if not isinstance(self.policy, FeaturePolicy):  # a whole LM is differentiated in chunks, by the learner
+            return {}
         features = batch[FEATURES]
         return {LOGITS: self.policy.logits(features), VALUES: self.policy.values(features)}
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any | None = None) -> Any:
         """Returns the values (B, T) of written tokens."""
-        return self.policy.values(batch[FEATURES])
+        if isinstance(self.policy, FeaturePolicy):
+            return self.policy.values(batch[FEATURES])
+        return self.policy.evaluate(batch["context"], batch["tokens"])[1]
 
     def _act(self, observation: dict[str, torch.Tensor], *, explore: bool) -> torch.Tensor:
         started = time.perf_counter()
@@ -87,9 +104,10 @@ class PromptModule(TorchRLModule, ValueFunctionAPI):
     ) -> torch.Tensor:
         step = min(int((tokens >= 0).sum(dim=1).max()), self.length - 1)
         written = tokens[:, :step]
-        features = self.policy.next_features(context, written)
-        logits = self.policy.logits(features)
-        logits = self.policy.sampling_logits(features, logits, self.allowed(written))
+        allowed = self.allowed(written)
+        if self.masking is not None:
+            allowed = self.masking.next_allowed(context, written, allowed)
+        logits = self.policy.next_logits(context, written, allowed)
         return draw(logits, uniforms(self.seed, "token", iteration, episodes, step)) if explore else greedy(logits)
 
     def _write(self, context: torch.Tensor, iteration: int, episodes: list[int], explore: bool) -> torch.Tensor:
@@ -102,7 +120,7 @@ class PromptModule(TorchRLModule, ValueFunctionAPI):
                 ]
             )
         return write_prompts(
-            self.policy,
+            self.policy if self.masking is None else self.masking.masked(self.policy),
             context,
             static_mask=self.static_mask,
             eos_id=self.eos_id,

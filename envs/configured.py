@@ -1,0 +1,46 @@
+"""From a run's configuration to its environment: the id and the arguments, as every engine needs them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from rlprompt.config import RunConfig
+from rlprompt.envs.contexts import MetaSettings
+from rlprompt.types import Json
+
+ENV_IDS = {
+    "token-prompt": "rlprompt.envs:rlprompt/TokenPrompt-v0",
+    "rewrite": "rlprompt.envs:rlprompt/Rewrite-v0",
+    "stimulus": "rlprompt.envs:rlprompt/Stimulus-v0",
+}
+
+
+def configured_env(config: RunConfig, scorer_spec: Json) -> tuple[str, dict[str, Any]]:
+    """Returns the id and the JSON arguments for `gymnasium.make` and (with `num_envs`) `gymnasium.make_vec`.
+
+    Args:
+        config: the run's configuration; `env.num_envs` is left to the caller.
+        scorer_spec: from `rlprompt.scoring.scorer_spec`, or the `spec` of a scorer of this process.
+    """
+    env = config.env
+    arguments: dict[str, Any] = {
+        "scorer": scorer_spec,
+        "tokenizer": config.policy.model,
+        "prompt_length": env.prompt_length,
+        "mask": env.mask.model_dump(mode="json"),
+        "seed": config.seed,
+        "step_reward": env.step_reward,
+        "action": env.action,
+        "action_mask_in_info": False,  # modules see observations only; 49 KB a step saved
+    }
+    if env.kind == "token-prompt":
+        arguments |= {"eos": env.eos, "context": config.policy.context}
+    else:
+        arguments |= asdict(MetaSettings.from_config(env))
+    if env.kind != "rewrite":
+        arguments.pop("level", None)
+    if env.kind != "stimulus":
+        arguments.pop("hint_reward", None)
+        arguments["examples_per_step"] = env.examples_per_step
+    return ENV_IDS[env.kind], arguments

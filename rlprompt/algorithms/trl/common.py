@@ -1,0 +1,175 @@
+"""What the three trainers share: their surroundings, the optimiser and its state, and the report to the run."""
+
+from __future__ import annotations
+
+import logging
+import random
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+
+from rlprompt.config import AlgorithmConfig, RunConfig
+from rlprompt.errors import ConfigError
+from rlprompt.types import FloatArray, Json, RunContext, Scores
+
+Parameters = Mapping[str, torch.nn.Parameter]
+
+
+@contextmanager
+def surroundings(run: RunContext) -> Iterator[str]:
+    """Keeps a trainer to itself; gives a temporary folder for what it insists on writing.
+
+    transformers and TRL seed the global generators and warn about what is meant here; both are undone afterwards.
+    """
+    python, arrays = random.getstate(), np.random.get_state()
+    speaker = logging.getLogger("trl")
+    level, training = speaker.level, run.policy.training
+    speaker.setLevel(logging.ERROR)
+    try:
+        with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(trl|transformers|accelerate|torch)\b")
+            yield folder
+    finally:
+        random.setstate(python)
+        np.random.set_state(arrays)
+        speaker.setLevel(level)
+        run.policy.train(training)
+
+
+def arguments(config: RunConfig, folder: str, device: torch.device, *, rows: int, steps: int) -> Json:
+    """Returns the training arguments of all three: nothing is saved, logged, sent or evaluated by the trainer."""
+    return {
+        "output_dir": folder,
+        "max_steps": steps,
+        "per_device_train_batch_size": rows,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": config.algorithm.lr,
+        "max_grad_norm": config.algorithm.grad_clip,
+        "seed": config.seed % 2**32,
+        "use_cpu": device.type == "cpu",
+        "bf16": False,
+        "fp16": False,
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "push_to_hub": False,
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": False,
+    }
+
+
+class Adam:
+    """Adam with a constant learning rate over what the policy trains, with a state that a checkpoint can hold.
+
+    Args:
+        parameters: what is trained, by name.
+        settings: learning rate.
+        state: what `state_dict` returned, of an earlier session.
+    """
+
+    def __init__(self, parameters: Parameters, settings: AlgorithmConfig, state: Json | None = None) -> None:
+        self._parameters = {name: value for name, value in parameters.items() if value.requires_grad}
+        self.optimizer = torch.optim.Adam(self._parameters.values(), lr=settings.lr)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0)
+        if state is None:
+            return
+        for name, saved in state["optimizer"].items():
+            entries = {key: torch.as_tensor(value).clone() for key, value in saved.items()}
+            self.optimizer.state[self._parameters[name]] = entries
+        self.scheduler.last_epoch = int(state["scheduler"]["last_epoch"])
+
+    def state_dict(self) -> Json:
+        """Returns the optimiser's tensors by parameter, and the scheduler's numbers."""
+        return {
+            "optimizer": {
+                name: {key: torch.as_tensor(value).clone() for key, value in self.optimizer.state[parameter].items()}
+                for name, parameter in self._parameters.items()
+                if parameter in self.optimizer.state
+            },
+            "scheduler": {"last_epoch": int(self.scheduler.last_epoch)},
+        }
+
+
+def check_dropout(run: RunContext) -> None:
+    """Refuses dropout: torch draws it from the global generator, so a resumed run would draw other masks.
+
+    Raises:
+        ConfigError: the policy's adapter has some.
+    """
+    rate = getattr(getattr(run.policy.settings, "lora", None), "dropout", 0.0)
+    if rate > 0:
+        raise ConfigError(
+            f"policy.kwargs.lora.dropout is {rate}, but {run.config.algorithm.name} trains without dropout, so that a "
+            "resumed run is the same run; set it to 0"
+        )
+
+
+Report = Callable[[], tuple[Scores | None, FloatArray | None, dict[str, float]]]
+
+
+class Recorder(TrainerCallback):  # type: ignore[misc]
+    """Ends one iteration of the run after every optimisation step, and stops the trainer when the run must stop.
+
+    Args:
+        run: the run.
+        start: number of the first iteration.
+        state: returns the algorithm's state.
+        report: returns scores, training rewards and metrics of the step that ended.
+    """
+
+    def __init__(self, run: RunContext, start: int, state: Callable[[], Json], report: Report) -> None:
+        self._run, self._start, self._state, self._report = run, start, state, report
+        self._began = time.perf_counter()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Starts the clock."""
+        self._began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Records the iteration."""
+        iteration = self._start + state.global_step - 1
+        scores, training_rewards, metrics = self._report()
+        metrics["time/iteration_s"] = time.perf_counter() - self._began
+        self._run.end_iteration(
+            iteration, scores=scores, metrics=metrics, state=self._state, training_rewards=training_rewards
+        )
+        last = iteration + 1 >= self._run.config.algorithm.iterations
+        if not last and self._run.stop_reason() is not None:
+            control.should_training_stop = True
+        return control
+
+
+def drive(trainer: Any, recorder: Recorder) -> None:
+    """Runs the trainer's loop with the run's reports in place of its own."""
+    for silent in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(silent)
+    trainer.add_callback(recorder)
+    trainer.train()
+
+
+def begin(run: RunContext) -> tuple[int, Json | None] | None:
+    """Returns (first iteration, state of an earlier session), or None where nothing is left to do."""
+    restored = run.restored_state()
+    start, state = (0, None) if restored is None else restored
+    if start >= run.config.algorithm.iterations or run.stop_reason() is not None:
+        return None
+    return start, state
+
+
+def mean_metrics(trainer: Any, names: Mapping[str, str]) -> dict[str, float]:
+    """Returns the means of what TRL noted since the last call, under our names; TRL's notes are emptied."""
+    notes = trainer._metrics["train"]
+    found = {ours: float(np.mean(notes[theirs])) for theirs, ours in names.items() if notes.get(theirs)}
+    notes.clear()
+    return found

@@ -1,0 +1,178 @@
+"""One iteration outside TRL: what the policy reads, what it writes, and what the run's scorer says of it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rlprompt.algorithms.trl.model import PolicyModel
+from rlprompt.config import RunConfig
+from rlprompt.envs.contexts import MetaContexts, MetaSettings, PlainContext, context_limit, reference_text
+from rlprompt.envs.keywords import KeywordReward
+from rlprompt.masks import NOT_WRITTEN, decode, static_mask
+from rlprompt.policies import PromptPolicy
+from rlprompt.policies.sampling import write_prompts
+from rlprompt.seeding import generator
+from rlprompt.types import Example, FloatArray, IntArray, RunContext, Scores
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What the policy reads in one iteration, prompt by prompt, B of them; those of one input stand side by side."""
+
+    texts: list[str]
+    ids: IntArray
+    """(B, C), -1 at padding on the right."""
+    inputs: list[Example] | None
+    """Instance level: the example that each prompt is written for."""
+
+
+class Rollout:
+    """Writes and scores the prompts of an iteration, with the masks, draws and calls of the other algorithms.
+
+    Args:
+        run: the run that it works for.
+    """
+
+    readings: Readings
+    """Of the newest iteration, as the next two."""
+    scores: Scores
+    training_rewards: FloatArray
+
+    def __init__(self, run: RunContext) -> None:
+        self.run = run
+        config: RunConfig = run.config
+        self.config = config
+        self.policy: PromptPolicy = run.policy
+        env = config.env
+        self.eos_id: int | None = self.policy.tokenizer.eos_token_id if env.ends_with_eos else None
+        self.allowed = static_mask(self.policy.tokenizer, env.mask, eos=env.ends_with_eos)
+        self.contexts = contexts_of(run)
+        self.seconds = {"policy": 0.0, "target": 0.0}
+        self.kl_coeff = 0.0
+        """Weight of log(policy / reference) of a whole prompt in the reward that TRL gets; 0 where TRL adds the KL."""
+        self.kl: float | None = None
+        """KL(policy || reference) of the newest prompts in nats per prompt, where it is measured here."""
+
+    @property
+    def group_size(self) -> int:
+        """Prompts that are compared with each other: those that were written after the same reading."""
+        env = self.config.env
+        return env.rewrites_per_input if env.per_input else env.num_envs
+
+    def model(self, *, reference: bool = False) -> PolicyModel:
+        """Returns the policy (or its reference) as TRL sees it, under the masks of the env."""
+        return PolicyModel(
+            self.policy,
+            allowed=self.allowed,
+            eos_id=self.eos_id,
+            no_repeat=self.config.env.mask.no_repeat,
+            reference=reference,
+        )
+
+    def write(self, iteration: int) -> tuple[list[list[int]], list[list[int]]]:
+        """Writes the prompts of an iteration; returns the ids read and the ids written, EOS included.
+
+        Every token is drawn by the uniform of (seed, "token", iteration, episode, step), as everywhere.
+        """
+        started = time.perf_counter()
+        env = self.config.env
+        inputs = self.contexts.inputs(iteration, np.arange(env.num_envs))
+        texts, ids = self.contexts.read(inputs, [""] * env.num_envs)
+        self.readings = Readings(texts, ids, inputs)
+        draws = np.array(
+            [
+                [
+                    generator(self.config.seed, "token", iteration, episode, step).random()
+                    for step in range(env.prompt_length)
+                ]
+                for episode in range(env.num_envs)
+            ]
+        )
+        tokens = write_prompts(
+            self.policy,
+            torch.from_numpy(ids).to(self.policy.device),
+            static_mask=self.allowed,
+            eos_id=self.eos_id,
+            no_repeat=env.mask.no_repeat,
+            length=env.prompt_length,
+            uniforms=draws,
+        )
+        self.seconds["policy"] = time.perf_counter() - started
+        read = [[token for token in row if token != NOT_WRITTEN] for row in ids.tolist()]
+        return read, [_until_eos(row, self.eos_id) for row in tokens.tolist()]
+
+    def score(self, iteration: int, written: list[list[int]]) -> list[float | None]:
+        """Scores the prompts in one call; returns the stabilised rewards, None for a prompt without a valid pair.
+
+        Raises:
+            BudgetExceededError: the calls do not fit into the budget; nothing was spent.
+        """
+        before = self.run.scorer.target_seconds
+        prompts = [decode(self.policy.tokenizer, row) for row in written]
+        self.scores = self._ask(iteration, prompts)
+        self.training_rewards = np.asarray(self.run.scorer.stabilise(self.scores), dtype=np.float64)
+        self.seconds["target"] = self.run.scorer.target_seconds - before
+        rewards = self.training_rewards + self._keywords(prompts)
+        if self.kl_coeff > 0:
+            ratios = self._log_ratio(written)
+            rewards = rewards - self.kl_coeff * ratios
+            self.kl = float(ratios.mean())
+        return [
+            float(reward) if valid else None for reward, valid in zip(rewards, self.scores.prompt_valid, strict=True)
+        ]
+
+    def _ask(self, iteration: int, prompts: list[str]) -> Scores:
+        scorer, env, readings = self.run.scorer, self.config.env, self.readings
+        scores: Scores
+        if readings.inputs is None:
+            examples = scorer.minibatch(iteration, env.examples_per_step)
+            scores = scorer.score(prompts, examples, contexts=readings.texts)
+        else:
+            scores = scorer.score_pairs(prompts, readings.inputs, samples=env.samples, contexts=readings.texts)
+        return scores
+
+    def _keywords(self, prompts: list[str]) -> FloatArray:
+        """The keyword rewards of all steps together, (P,): here a prompt has one reward."""
+        weight = self.config.env.hint_reward
+        if not weight or self.readings.inputs is None:
+            return np.zeros(len(prompts))
+        references = [reference_text(self.run.scorer, example) for example in self.readings.inputs]
+        return KeywordReward(weight, references).step(prompts, np.ones(len(prompts), dtype=np.bool_))
+
+    def _log_ratio(self, written: list[list[int]]) -> FloatArray:
+        """log(policy / reference) of each prompt, (P,)."""
+        context = torch.from_numpy(self.readings.ids).to(self.policy.device)
+        tokens = padded(written, self.policy.device)
+        own, start = (self.model(reference=reference).prompt_logp(context, tokens) for reference in (False, True))
+        ratio: FloatArray = (own - start).double().cpu().numpy()
+        return ratio
+
+
+def contexts_of(run: RunContext) -> PlainContext | MetaContexts:
+    """Returns what says what the policy reads, as the env of the run has it.
+
+    Raises:
+        ConfigError: the meta-prompt does not fit the env or the policy.
+    """
+    config: RunConfig = run.config
+    env, tokenizer = config.env, run.policy.tokenizer
+    if env.kind == "token-prompt":
+        return PlainContext(tokenizer, config.policy.context)
+    settings = MetaSettings.from_config(env)
+    limit = context_limit(config.policy.model, env.prompt_length, settings.max_context)
+    return MetaContexts(tokenizer, settings, limit=limit, scorer=run.scorer, round_size=env.num_envs)
+
+
+def padded(rows: list[list[int]], device: torch.device) -> torch.Tensor:
+    """Returns rows of ids as one tensor (B, longest), -1 behind the shorter ones."""
+    longest = max(len(row) for row in rows)
+    filled = [[*row, *[NOT_WRITTEN] * (longest - len(row))] for row in rows]
+    return torch.tensor(filled, dtype=torch.long, device=device)
+
+
+def _until_eos(row: list[int], eos_id: int | None) -> list[int]:
+    return row[: row.index(eos_id) + 1] if eos_id is not None and eos_id in row else row

@@ -1,0 +1,182 @@
+"""SFT: the policy learns to write given texts, before anything is learnt from rewards. TRL's loss and loop.
+
+The loss is on the written text only, under the masks of the env: what the policy may not write it is not taught.
+Batches are drawn by (seed, "pairs", epoch) alone. The target is never asked.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.utils.data import Sampler
+from trl import SFTConfig, SFTTrainer
+
+from rlprompt.algorithms.trl.common import (
+    Adam,
+    Recorder,
+    arguments,
+    begin,
+    check_dropout,
+    drive,
+    mean_metrics,
+    surroundings,
+)
+from rlprompt.algorithms.trl.model import IGNORED, TokenizerView, pad_id
+from rlprompt.algorithms.trl.pairs import Pair, load_pairs, write_pairs
+from rlprompt.algorithms.trl.rollout import Rollout
+from rlprompt.config import RunConfig
+from rlprompt.errors import ConfigError
+from rlprompt.seeding import generator
+from rlprompt.types import Json, RunContext
+
+logger = logging.getLogger(__name__)
+
+METRICS = {"entropy": "loss/entropy", "mean_token_accuracy": "loss/token_accuracy"}
+
+
+class Order(Sampler[int]):
+    """The pairs of the steps from `first` on: one keyed permutation per epoch, one epoch behind the other.
+
+    Args:
+        num_pairs: how many there are.
+        batch_size: pairs of one step.
+        seed: the run's seed.
+        first: the first step, from 0.
+        last: the step behind the last one.
+    """
+
+    def __init__(self, num_pairs: int, batch_size: int, *, seed: int, first: int, last: int) -> None:
+        self._num_pairs, self._seed = num_pairs, seed
+        self._places = range(first * batch_size, last * batch_size)
+
+    def __len__(self) -> int:
+        """Returns the number of pairs, repeated ones counted each time."""
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[int]:
+        """Yields the numbers of the pairs."""
+        epoch, order = -1, None
+        for place in self._places:
+            if place // self._num_pairs != epoch or order is None:
+                epoch = place // self._num_pairs
+                order = generator(self._seed, "pairs", epoch).permutation(self._num_pairs)
+            yield int(order[place % self._num_pairs])
+
+
+class PromptSFT(SFTTrainer):  # type: ignore[misc]
+    """TRL's SFT over pairs whose order we give."""
+
+    order: Order
+    loss: float = float("nan")
+
+    def _send_telemetry(self) -> None:
+        pass
+
+    def _get_train_sampler(self, *_: Any) -> Order:
+        return self.order
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One gradient; the loss is kept for the report."""
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        self.loss = float(loss)
+        return loss
+
+    def report(self) -> tuple[None, None, dict[str, float]]:
+        """Returns the metrics of the step that ended; no prompt was scored."""
+        return None, None, {"loss/total": self.loss, **mean_metrics(self, METRICS)}
+
+
+def fit(run: RunContext) -> None:
+    """Trains `run.policy` in place on the pairs of the stage.
+
+    Raises:
+        ConfigError: the stage names no pairs, or none that the policy may write.
+    """
+    begun = begin(run)
+    if begun is None:
+        return
+    start, state = begun
+    config: RunConfig = run.config
+    check_dropout(run)
+    data = getattr(run, "data", None)
+    if not data:
+        raise ConfigError("sft has no pairs; make it a stage: stages: [{name: sft, algorithm: ..., data: ...}]")
+    rollout = Rollout(run)
+    pairs = writable(load_pairs(run, data), rollout)
+    write_pairs(run.folder / "stages" / run.name / "pairs.jsonl", pairs)  # type: ignore[attr-defined]
+    rows, last = config.algorithm.minibatch_size or config.env.num_envs, config.algorithm.iterations
+    with surroundings(run) as folder:
+        model = rollout.model()
+        adam = Adam(dict(model.trainable.named_parameters()), config.algorithm, state)
+        shared = arguments(config, folder, rollout.policy.device, rows=rows, steps=last - start)
+        trainer = PromptSFT(
+            model=model,
+            args=SFTConfig(
+                **shared,
+                max_length=None,
+                packing=False,
+                completion_only_loss=False,  # the labels say what is scored
+                dataset_kwargs={"skip_prepare_dataset": True},
+            ),
+            train_dataset=Dataset.from_list([encoded(pair) for pair in pairs]),
+            data_collator=collator(pad_id(rollout.policy.tokenizer)),
+            processing_class=TokenizerView(rollout.policy.tokenizer),
+            optimizers=(adam.optimizer, adam.scheduler),
+        )
+        trainer.order = Order(len(pairs), rows, seed=config.seed, first=start, last=last)
+        model.__dict__.pop("forward", None)  # TRL put its own in place of ours, which answers already
+        drive(trainer, Recorder(run, start, adam.state_dict, trainer.report))
+
+
+def writable(pairs: Sequence[Pair], rollout: Rollout) -> list[Pair]:
+    """Returns the pairs whose text the policy may write; others are left out and counted in the log.
+
+    Raises:
+        ConfigError: none is left.
+    """
+    model = rollout.model()
+    kept = []
+    for pair in pairs:
+        ids = np.array(pair.target_ids, dtype=np.int64)
+        allowed = np.broadcast_to(model.allowed_tokens(ids[None])[0], (len(ids), len(rollout.allowed)))
+        if len(ids) and allowed[np.arange(len(ids)), ids].all():
+            kept.append(pair)
+    if not kept:
+        raise ConfigError(
+            f"of {len(pairs)} pairs none can be written by the policy: texts are empty or hold tokens that env.mask "
+            "forbids; loosen env.mask or give other pairs"
+        )
+    if len(kept) < len(pairs):
+        logger.warning(
+            "%d of %d pairs are left out: their texts are empty or hold tokens that env.mask forbids",
+            len(pairs) - len(kept),
+            len(pairs),
+        )
+    return kept
+
+
+def encoded(pair: Pair) -> Json:
+    """Returns one row of TRL's data set: context and text, with the loss on the text only."""
+    context, target = list(pair.context_ids), list(pair.target_ids)
+    return {"input_ids": [*context, *target], "labels": [*[IGNORED] * len(context), *target]}
+
+
+def collator(padding: int) -> Callable[[list[Json]], dict[str, torch.Tensor]]:
+    """Returns what makes a batch of rows: all filled up on the right."""
+
+    def collate(rows: list[Json]) -> dict[str, torch.Tensor]:
+        longest = max(len(row["input_ids"]) for row in rows)
+
+        def filled(name: str, filler: int) -> torch.Tensor:
+            return torch.tensor([[*row[name], *[filler] * (longest - len(row[name]))] for row in rows])
+
+        ids, labels = filled("input_ids", padding), filled("labels", IGNORED)
+        lengths = torch.tensor([[len(row["input_ids"])] for row in rows])
+        return {"input_ids": ids, "labels": labels, "attention_mask": (torch.arange(longest) < lengths).long()}
+
+    return collate

@@ -1,0 +1,7 @@
+"""The scorer: template + target + rewards + ledger, prompts x examples -> scored prompts."""
+
+from rlprompt.scoring.answers import failure_share, first_failure
+from rlprompt.scoring.build import build_scorer, scorer_spec, shared_scorer
+from rlprompt.scoring.scorer import Scorer
+
+__all__ = ["Scorer", "build_scorer", "failure_share", "first_failure", "scorer_spec", "shared_scorer"]
