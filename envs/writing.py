@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from rlprompt.config import MaskConfig, describe
 from rlprompt.errors import ConfigError
-from rlprompt.masks import NOT_WRITTEN, decode, eos_token, static_mask, step_mask
+from rlprompt.masks import NOT_WRITTEN, context_ids, decode, eos_token, static_mask, step_mask
 from rlprompt.types import BoolArray, Failure, FloatArray, IntArray, Json, Scores
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class PromptWriting:
         words = int(self.static_mask.sum()) - int(eos)
         if self.no_repeat and words < prompt_length:
             raise ConfigError(f"env.mask.no_repeat leaves {words} tokens for {prompt_length} positions; allow more")
-        self.context_ids: IntArray = _context_ids(self.tokenizer, context)
+        self.context_ids: IntArray = np.array(context_ids(self.tokenizer, context), dtype=np.int64)
         self.last_scores: Scores | None = None
         self.last_training_rewards: FloatArray | None = None
         self.start(0, np.arange(batch))
@@ -262,16 +262,6 @@ def _mask_config(mask: Mapping[str, Any] | None) -> MaskConfig:
         return MaskConfig.model_validate(dict(mask or {}))
     except ValidationError as error:
         raise ConfigError(f"mask: {describe(error, MaskConfig)}") from error
-
-
-def _context_ids(tokenizer: Any, context: str) -> IntArray:
-    ids = list(tokenizer.encode(context, add_special_tokens=False)) if context else []
-    if not ids:
-        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        if start is None:
-            raise ConfigError("the tokenizer has neither BOS nor EOS; give the policy a context (policy.context)")
-        ids = [start]
-    return np.array(ids, dtype=np.int64)
 
 
 def _failure(scores: Scores, row: int) -> Failure:

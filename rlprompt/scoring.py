@@ -10,10 +10,10 @@ import itertools
 import json
 import time
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -37,6 +37,10 @@ from rlprompt.types import (
     TargetOutput,
     TargetRequest,
 )
+
+AnswerRecord: TypeAlias = tuple[str, str, int, TargetOutput]
+"""(prompt, example id, sample, output)."""
+_Pair: TypeAlias = tuple[str, str, int]
 
 _SHARED: weakref.WeakValueDictionary[str, Scorer] = weakref.WeakValueDictionary()
 _INSTANCES = itertools.count()
@@ -78,8 +82,11 @@ class Scorer:
         self.seed = seed
         self.spec: Json = {}
         self.target_seconds = 0.0
+        self.on_answers: Callable[[Sequence[AnswerRecord]], None] | None = None
+        """Told of what the target has just answered, failures left out, before anything is made of it."""
         self._ask = _request_kind(task, rewards)
-        self._answers: dict[tuple[str, str, int], TargetOutput] = {}
+        self._answers: dict[_Pair, TargetOutput] = {}
+        self._uncharged: dict[_Pair, TargetOutput] = {}
         self._offsets: dict[str, FloatArray] = {}
 
     def score(
@@ -135,37 +142,53 @@ class Scorer:
         self, prompts: Sequence[str], examples: Sequence[Example], *, phase: str = "train"
     ) -> list[list[TargetOutput]]:
         """Asks the target what it was not asked before in this run; returns the answers as P lists of E."""
-        missing: dict[tuple[str, str, int], TargetRequest] = {}
+        missing: dict[_Pair, TargetRequest] = {}
         for prompt, example in itertools.product(prompts, examples):
             key = (prompt, example.id, 0)
             if key not in self._answers and key not in missing:
                 missing[key] = self._request(prompt, example)
-        failed: dict[tuple[str, str, int], TargetOutput] = {}
-        if missing:
-            requests = list(missing.values())
-            tokens = self.target.count_tokens(requests)
-            with self.ledger.reserve(len(requests), tokens, phase=phase) as reservation:
-                started = time.perf_counter()
-                answers = self.target.run(requests)
-                self.target_seconds += time.perf_counter() - started
-                reservation.settle(answers)
-            for key, output in zip(missing, answers, strict=True):
-                (self._answers if output.failure is None else failed)[key] = output
+        failed = self._ask_new(missing, phase) if missing else {}
         return [
             [failed[key] if (key := (prompt, example.id, 0)) in failed else self._answers[key] for example in examples]
             for prompt in prompts
         ]
 
+    def _ask_new(self, missing: Mapping[_Pair, TargetRequest], phase: str) -> dict[_Pair, TargetOutput]:
+        """Charges all pairs, asks those that nobody answered yet, and remembers the answers; returns the failures."""
+        tokens = self.target.count_tokens(list(missing.values()))
+        with self.ledger.reserve(len(missing), tokens, phase=phase) as reservation:
+            unknown = {key: request for key, request in missing.items() if key not in self._uncharged}
+            started = time.perf_counter()
+            answers = self.target.run(list(unknown.values())) if unknown else []
+            self.target_seconds += time.perf_counter() - started
+            outputs = {**self._uncharged, **dict(zip(unknown, answers, strict=True))}
+            reservation.settle([outputs[key] for key in missing])
+        new = [(*key, outputs[key]) for key in unknown if outputs[key].failure is None]
+        if new and self.on_answers is not None:
+            self.on_answers(new)
+        failed: dict[_Pair, TargetOutput] = {}
+        for key in missing:
+            self._uncharged.pop(key, None)
+            (self._answers if outputs[key].failure is None else failed)[key] = outputs[key]
+        return failed
+
     def new_pairs(self, prompts: Sequence[str], examples: Sequence[Example]) -> int:
-        """Returns how many (prompt, example) pairs were not answered yet: the calls that `score` would need."""
+        """Returns how many (prompt, example) pairs `score` would charge to the ledger."""
         asked = {(prompt, example.id, 0) for prompt, example in itertools.product(prompts, examples)}
         return sum(key not in self._answers for key in asked)
 
-    def remember(self, records: Iterable[tuple[str, str, int, TargetOutput]]) -> None:
-        """Fills in answers of an earlier part of the run, as (prompt, example id, sample, output)."""
+    def remember(self, records: Iterable[AnswerRecord], *, charged: bool = True) -> None:
+        """Fills in answers of an earlier part of the run; failures are left out.
+
+        Args:
+            records: the answers.
+            charged: whether the ledger's state has them. Those that it has not are charged, as if the target had
+                been asked, by the first scoring that needs them.
+        """
+        known = self._answers if charged else self._uncharged
         for prompt, example_id, sample, output in records:
             if output.failure is None:
-                self._answers[(prompt, example_id, sample)] = output
+                known[(prompt, example_id, sample)] = output
 
     def stabilise(self, scores: Scores) -> FloatArray:
         """Maps the raw rewards of one step to training rewards, (P,); 0.0 for prompts without a valid pair."""
@@ -307,6 +330,8 @@ def build_scorer(
 ) -> Scorer:
     """Builds the scorer of a run and makes it reachable by its `spec`, so that envs in this process share it.
 
+    The spec's `code` tells the algorithm where the run's own modules may come from.
+
     Args:
         config: the run's configuration.
         allow_modules: modules that a reward of the form my_module:my_name may come from.
@@ -324,7 +349,14 @@ def build_scorer(
         calibration=config.calibration,
         seed=config.seed,
     )
-    scorer.spec = {**scorer_spec(config), "instance": next(_INSTANCES)}
+    scorer.spec = {
+        **scorer_spec(config),
+        "instance": next(_INSTANCES),
+        "code": {
+            "allow_modules": list(allow_modules),
+            "search_path": None if search_path is None else str(Path(search_path).resolve()),
+        },
+    }
     _SHARED[_key(scorer.spec)] = scorer
     return scorer
 
@@ -332,7 +364,7 @@ def build_scorer(
 def shared_scorer(spec: Mapping[str, Any]) -> Scorer:
     """Returns this process's live scorer for a spec; builds it from the spec's configuration where there is none.
 
-    A spec names built-in or installed parts only: code beside a configuration is not imported from here.
+    Built here are built-in or installed parts only: a spec may come from anywhere, so its `code` allows nothing.
     """
     scorer = _SHARED.get(_key(spec))
     if scorer is None:

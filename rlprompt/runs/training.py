@@ -59,10 +59,6 @@ def train(
         RunError: the run folder cannot be written; CheckpointError: no checkpoint of it is whole.
         TooManyFailuresError: the share of failed samples passed `run.max_failed_fraction`; everything is saved.
     """
-    from rlprompt.policies import build_policy
-    from rlprompt.rewards import check_rewards
-    from rlprompt.scoring import build_scorer
-
     parent = None
     if resume is None:
         parent = check_writable(config)
@@ -70,17 +66,7 @@ def train(
         finished = _already_finished(config, Path(resume))
         if finished is not None:
             return finished
-    fit = resolve("algorithms", config.algorithm.name, allow_modules=allow_modules, search_path=search_path)
-    scorer = build_scorer(config, allow_modules=allow_modules, search_path=search_path)
-    check_rewards(scorer.rewards, scorer.task)
-    check_first_iteration(config, scorer.task)
-    policy = build_policy(
-        config.policy,
-        prompt_length=config.env.prompt_length,
-        seed=config.seed,
-        allow_modules=tuple(allow_modules),
-        search_path=None if search_path is None else Path(search_path),
-    )
+    fit, scorer, policy = _build(config, allow_modules, search_path)
     if parent is not None:
         folder = new_run_folder(parent, config.seed, config_hash(config))
     else:
@@ -95,6 +81,28 @@ def train(
         run.start()
         stack.callback(run.close)
         return _work(run, fit, signals)
+
+
+def _build(
+    config: RunConfig, allow_modules: Sequence[str], search_path: str | Path | None
+) -> tuple[Callable[[Run], Any], Scorer, Any]:
+    """Builds the parts of a run, algorithm, scorer and policy, and checks that they can work together."""
+    from rlprompt.policies import build_policy
+    from rlprompt.rewards import check_rewards
+    from rlprompt.scoring import build_scorer
+
+    fit = resolve("algorithms", config.algorithm.name, allow_modules=allow_modules, search_path=search_path)
+    scorer = build_scorer(config, allow_modules=allow_modules, search_path=search_path)
+    check_rewards(scorer.rewards, scorer.task)
+    check_first_iteration(config, scorer.task)
+    policy = build_policy(
+        config.policy,
+        prompt_length=config.env.prompt_length,
+        seed=config.seed,
+        allow_modules=tuple(allow_modules),
+        search_path=None if search_path is None else Path(search_path),
+    )
+    return fit, scorer, policy
 
 
 def _already_finished(config: RunConfig, folder: Path) -> RunResult | None:

@@ -81,6 +81,12 @@ def rllib_config(config: RunConfig, scorer_spec: Json) -> PromptAlgorithmConfig:
     """
     env, algorithm = config.env, config.algorithm
     learning = {"algorithm": algorithm.model_dump(mode="json"), "seed": config.seed}
+    module = {
+        "policy": config.policy.model_dump(mode="json"),
+        "env": env.model_dump(mode="json"),
+        "seed": config.seed,
+        "code": scorer_spec.get("code", {}),
+    }
     built: PromptAlgorithmConfig = (
         PromptAlgorithmConfig()
         .environment(
@@ -119,16 +125,7 @@ def rllib_config(config: RunConfig, scorer_spec: Json) -> PromptAlgorithmConfig:
                 critic=algorithm.baseline == "critic",
             ),
         )
-        .rl_module(
-            rl_module_spec=RLModuleSpec(
-                module_class=PromptModule,
-                model_config={
-                    "policy": config.policy.model_dump(mode="json"),
-                    "env": env.model_dump(mode="json"),
-                    "seed": config.seed,
-                },
-            )
-        )
+        .rl_module(rl_module_spec=RLModuleSpec(module_class=PromptModule, model_config=module))
         .debugging(log_level="ERROR", seed=None)
         .reporting(min_time_s_per_iteration=0)
     )
