@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rlprompt.config import Section, describe
 from rlprompt.errors import CheckpointError, ConfigError, RunError
+from rlprompt.masks import context_ids
 from rlprompt.models import load_tokenizer
 from rlprompt.policies.sampling import FORBIDDEN, filter_top_k, filter_top_p
 from rlprompt.types import Json
@@ -106,13 +107,7 @@ class PromptPolicy(torch.nn.Module, ABC):
         Raises:
             ConfigError: the text is empty and the tokenizer has neither token.
         """
-        found: list[int] = list(self.tokenizer.encode(text, add_special_tokens=False)) if text else []
-        if found:
-            return found
-        for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
-            if token is not None:
-                return [int(token)]
-        raise ConfigError("the tokenizer has neither BOS nor EOS; give the policy a context (policy.context)")
+        return context_ids(self.tokenizer, text)
 
     def context_rows(self, context: Tensor) -> list[tuple[int, ...]]:
         """Returns the token ids of each row of a context (B, C) without its padding (-1); an empty row as ""."""

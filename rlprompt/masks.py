@@ -1,4 +1,4 @@
-"""Which tokens may be written: pure functions of a static vocabulary mask and the tokens written so far.
+"""Which tokens are read and may be written: pure functions of a vocabulary, its mask and the tokens written so far.
 
 Environments, policies and learners all call these functions, so that they cannot disagree. Shapes: B prompts, t
 tokens written so far (-1 where none), V = len(tokenizer) tokens.
@@ -117,6 +117,21 @@ def decode(tokenizer: Any, ids: Iterable[int]) -> str:
     if not kept:
         return ""
     return _text(tokenizer, kept).removeprefix(" ")
+
+
+def context_ids(tokenizer: Any, text: str) -> list[int]:
+    """Returns the token ids that a policy reads; an empty text is the tokenizer's BOS, else its EOS token.
+
+    Raises:
+        ConfigError: the text is empty and the tokenizer has neither token.
+    """
+    found: list[int] = list(tokenizer.encode(text, add_special_tokens=False)) if text else []
+    if found:
+        return found
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return [int(token)]
+    raise ConfigError("the tokenizer has neither BOS nor EOS; give the policy a context (policy.context)")
 
 
 def eos_token(tokenizer: Any) -> int:

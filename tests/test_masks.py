@@ -5,7 +5,7 @@ import pytest
 
 from rlprompt.config import MaskConfig
 from rlprompt.errors import ConfigError
-from rlprompt.masks import decode, static_mask, step_mask
+from rlprompt.masks import context_ids, decode, static_mask, step_mask
 from rlprompt.models import load_tokenizer
 
 PLAIN = MaskConfig()
@@ -147,6 +147,18 @@ def test_decode_ends_before_eos_ignores_padding_and_drops_one_leading_space():
     assert decode(tokenizer, [2]) == " two"
     assert decode(tokenizer, [3, 0]) == ""
     assert decode(tokenizer, []) == ""
+
+
+def test_the_context_is_read_as_written_and_an_empty_one_is_bos_else_eos():
+    tokenizer = ListTokenizer(["a", "b"])
+    assert context_ids(tokenizer, "b") == [1]
+    assert context_ids(tokenizer, "") == [2]  # EOS: the tokenizer has no BOS
+    tokenizer.bos_token_id = 0
+    assert context_ids(tokenizer, "") == [0]
+    assert context_ids(tokenizer, "spells nothing") == [0]
+    tokenizer.bos_token_id = tokenizer.eos_token_id = None
+    with pytest.raises(ConfigError, match="neither BOS nor EOS"):
+        context_ids(tokenizer, "")
 
 
 def test_the_planted_vocabulary_allows_its_words_and_eos_when_asked():

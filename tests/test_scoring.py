@@ -1,5 +1,6 @@
 """The scorer: one call for all, each pair once, failures apart, minibatches by key, calibration on train only."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -121,3 +122,54 @@ def test_remembered_answers_cost_nothing() -> None:
     sizes = count_calls(second)
     assert (second.score(["w01 w02 w03"], second.task.train).rewards == scores.rewards).all()
     assert sizes == []
+
+
+def test_the_code_that_a_spec_names_is_not_imported_from_it(tmp_path: Path) -> None:
+    (tmp_path / "trap_reward.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')\n")
+    config = parse_config(
+        {
+            "task": {"name": "planted", "shots": 4, "dev_shots": 4},
+            "target": {"name": "planted:separable", "kwargs": {"length": 3, "vocabulary": 50}},
+            "reward": [{"name": "trap_reward:reward"}],
+        }
+    )
+    code = {"allow_modules": ["trap_reward"], "search_path": str(tmp_path)}
+    with pytest.raises(ConfigError, match="outside the configuration's folder"):
+        shared_scorer({**scorer_spec(config), "code": code})
+    assert not (tmp_path / "canary").exists()
+
+
+def test_remembered_answers_that_nobody_charged_are_charged_but_not_asked() -> None:
+    prompts = ["w01 w02 w03", "w04 w05 w06"]
+    whole, resumed = make_scorer(), make_scorer()
+    told: list[Any] = []
+    whole.on_answers = told.extend
+    expected = whole.score(prompts, whole.task.train)
+    sizes = count_calls(resumed)
+    resumed.remember(told[:11], charged=False)
+    assert resumed.new_pairs(prompts, resumed.task.train) == 16  # the budget knows nothing of them yet
+    resumed.on_answers = told.extend
+    scores = resumed.score(prompts, resumed.task.train)
+    assert sizes == [5]
+    assert len(told) == 16 + 5  # what was remembered is not told again
+    assert scores.outputs == expected.outputs
+    assert resumed.ledger.snapshot() == whole.ledger.snapshot()
+    assert resumed.ledger.snapshot()["paid"]["calls"] == 16
+    resumed.score(prompts, resumed.task.train)
+    assert resumed.ledger.snapshot() == whole.ledger.snapshot()
+
+
+def test_answers_are_told_before_the_rewards_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = make_scorer()
+    told: list[Any] = []
+    scorer.on_answers = told.extend
+
+    def broken(**_: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(scorer, "rewards", broken)
+    with pytest.raises(ZeroDivisionError):
+        scorer.score(["w01 w02 w03"], scorer.task.train)
+    assert [(prompt, example_id) for prompt, example_id, _, _ in told] == [
+        ("w01 w02 w03", example.id) for example in scorer.task.train
+    ]

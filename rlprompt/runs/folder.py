@@ -51,6 +51,11 @@ class RunFolder:
         return self.root / "events.jsonl"
 
     @property
+    def journal(self) -> Path:
+        """The answers that came after the newest checkpoint, one JSON object a line."""
+        return self.root / "journal.jsonl"
+
+    @property
     def latest(self) -> Path:
         """The name of the newest checkpoint, written after it."""
         return self.root / "latest"

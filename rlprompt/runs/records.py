@@ -20,7 +20,7 @@ from rlprompt.runs.folder import write_bytes
 from rlprompt.types import Example, Failure, FloatArray, Scores, TargetOutput
 
 if TYPE_CHECKING:
-    from rlprompt.scoring import Scorer
+    from rlprompt.scoring import AnswerRecord, Scorer
 
 COMPONENT = "component/"
 """Columns of the reward components begin with this."""
@@ -63,6 +63,11 @@ class Answer:
     output: TargetOutput
     paired: bool = False
     """Whether the prompt was written for this example."""
+
+
+def as_record(answer: Answer) -> AnswerRecord:
+    """Returns an answer as the scorer knows it."""
+    return answer.prompt, answer.example_id, answer.sample, answer.output
 
 
 def prompt_id(prompt: str, example_id: str = "") -> str:

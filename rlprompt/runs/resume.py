@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rlprompt.config import RunConfig
-from rlprompt.errors import CheckpointError, ConfigError
+from rlprompt.errors import CheckpointError, ConfigError, RunError
 from rlprompt.runs.events import EventLog
 from rlprompt.runs.folder import RunFolder, remove
 from rlprompt.runs.records import Answer, PromptRecord, read_answers, read_prompts
@@ -47,28 +47,33 @@ def check_same_config(saved: RunConfig, config: RunConfig) -> None:
             )
 
 
-def rewind(folder: RunFolder, next_iteration: int, num_events: int) -> int:
-    """Deletes parts and cuts events that came after a checkpoint, and the result that they led to.
-
-    Returns:
-        Answers of the target that were deleted, failures included.
-    """
-    EventLog(folder.events).cut(num_events)
-    for path in (folder.result, folder.summary, folder.stop):
-        remove(path)
-    lost = 0
+def later_answers(folder: RunFolder, next_iteration: int) -> list[Answer]:
+    """Returns the answers in the parts that came after a checkpoint; a part that is damaged has none."""
+    texts: dict[str, str] = {}
+    answers: list[Answer] = []
     for table in ("prompts", "outputs"):
         for iteration, path in folder.parts(table):
             if iteration < next_iteration:
                 continue
-            if table == "outputs":
-                lost += _num_rows(path)
-            remove(path)
-    if lost:
-        logger.warning(
-            "%d answers from after the checkpoint are asked for again (target.cache=on would have kept them)", lost
-        )
-    return lost
+            try:
+                if table == "prompts":
+                    texts |= {record.prompt_id: record.prompt for record in read_prompts(path)}
+                else:
+                    answers += read_answers(path, texts)
+            except RunError as error:
+                logger.warning("answers from after the checkpoint are asked for again: %s", error)
+    return answers
+
+
+def rewind(folder: RunFolder, next_iteration: int, num_events: int) -> None:
+    """Deletes parts and cuts events that came after a checkpoint, and the result that they led to."""
+    EventLog(folder.events).cut(num_events)
+    for path in (folder.result, folder.summary, folder.stop):
+        remove(path)
+    for table in ("prompts", "outputs"):
+        for iteration, path in folder.parts(table):
+            if iteration >= next_iteration:
+                remove(path)
 
 
 def read_tables(folder: RunFolder, state: Json | None) -> tuple[list[PromptRecord], list[Answer]]:
@@ -88,16 +93,6 @@ def read_tables(folder: RunFolder, state: Json | None) -> tuple[list[PromptRecor
             f"written with {expected[0]} and {expected[1]}; put the missing parts back, or start a new run"
         )
     return records, answers
-
-
-def _num_rows(path: Any) -> int:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return int(pq.ParquetFile(path).metadata.num_rows)
-    except (pa.ArrowException, OSError):
-        return 0  # it is about to be deleted
 
 
 def _flatten(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:

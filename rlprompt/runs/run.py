@@ -19,10 +19,19 @@ from rlprompt.meta_prompts import load_meta_prompt
 from rlprompt.runs.checkpoints import decode, encode, save_checkpoint, settle
 from rlprompt.runs.events import EventLog
 from rlprompt.runs.folder import RunFolder, remove, replace_folder, sync_tree, write_json, writing_errors
+from rlprompt.runs.journal import AnswerJournal
 from rlprompt.runs.limits import budget_is_short
-from rlprompt.runs.records import Answer, AnswerBook, PromptRecord, prompt_records, write_answers, write_prompts
+from rlprompt.runs.records import (
+    Answer,
+    AnswerBook,
+    PromptRecord,
+    as_record,
+    prompt_records,
+    write_answers,
+    write_prompts,
+)
 from rlprompt.runs.result import RunResult
-from rlprompt.runs.resume import config_hash, read_tables, rewind
+from rlprompt.runs.resume import config_hash, later_answers, read_tables, rewind
 from rlprompt.runs.selection import Candidates, PolicyChoice, describe_best, measure_affordable, select
 from rlprompt.runs.signals import StopSignals
 from rlprompt.runs.tracking import Callback
@@ -69,6 +78,8 @@ class Run:
         self._callbacks = list(callbacks)
         self._config_hash = config_hash(config)
         self._events = EventLog(folder.events)
+        self._journal = AnswerJournal(folder.journal)
+        scorer.on_answers = self._journal.append
         self._candidates = Candidates(len(scorer.task.dev), config.selection.by)
         self._choice = PolicyChoice(config.selection.by)
         self._served = Served.from_run(
@@ -111,7 +122,7 @@ class Run:
         return self._seconds_before + time.monotonic() - self._started
 
     def restore(self, checkpoint: tuple[int, Json] | None) -> None:
-        """Goes back to a checkpoint, or to the very beginning; everything later is deleted from the folder.
+        """Goes back to a checkpoint, or to the very beginning; of what came later only the answers are kept.
 
         Raises:
             CheckpointError: it was made for another configuration, or the tables do not fit it.
@@ -123,12 +134,18 @@ class Run:
                 "put config.yaml back, or start a new run"
             )
         self.completed = iteration + 1
+        self._journal.load()
+        # Before they are deleted with their parts: what was paid for is not asked again.
+        self._journal.append(map(as_record, later_answers(self.files, self.completed)))
         rewind(self.files, self.completed, 0 if state is None else state["num_events"])
         self._events = EventLog(self.files.events)
         records, answers = read_tables(self.files, state)
         self._take_in(records, answers)
         self._book.add(answers)
-        self._scorer.remember((answer.prompt, answer.example_id, answer.sample, answer.output) for answer in answers)
+        self._scorer.remember(map(as_record, answers))
+        self._journal.settle(as_record(answer)[:3] for answer in answers)
+        self._journal.cut()
+        self._scorer.remember(self._journal.answers, charged=False)
         self._num_prompts, self._num_answers = len(records), len(answers)
         if state is not None:
             self._scorer.load_state_dict(state["scorer"])
@@ -222,6 +239,7 @@ class Run:
         self._num_prompts += len(self._records)
         self._num_answers += len(self._answers)
         self._snapshot = (iteration, encode(self._state(iteration, state())))
+        self._journal.settle(as_record(answer)[:3] for answer in self._answers)
         self._records, self._answers = [], []
         self.completed = iteration + 1
         self._iteration_started = time.monotonic()
@@ -240,6 +258,7 @@ class Run:
         self._policy.load_trainable_state(decode(*encoded)["policy"])
         save_checkpoint(self.files, iteration, encoded, keep=self._config.run.keep, save_policy=self._policy.save)
         self._saved = iteration
+        self._journal.cut()
         for callback in self._callbacks:
             callback.on_checkpoint(iteration)
 
@@ -298,7 +317,8 @@ class Run:
         return result
 
     def close(self) -> None:
-        """Tells the callbacks that the session is over."""
+        """Ends the session: nothing more is written, and the callbacks are told."""
+        self._scorer.on_answers = None
         for callback in self._callbacks:
             callback.on_end()
 

@@ -23,6 +23,7 @@ from rlprompt.runs.stages import Stage, build_stages, fit_stages, total_iteratio
 from rlprompt.runs.tracking import Callback, TensorBoard
 
 if TYPE_CHECKING:
+    from rlprompt.policies import PromptPolicy
     from rlprompt.scoring import Scorer
 
 logger = logging.getLogger(__name__)
@@ -59,10 +60,6 @@ def train(
         RunError: the run folder cannot be written; CheckpointError: no checkpoint of it is whole.
         TooManyFailuresError: the share of failed samples passed `run.max_failed_fraction`; everything is saved.
     """
-    from rlprompt.policies import build_policy
-    from rlprompt.rewards import check_rewards
-    from rlprompt.scoring import build_scorer
-
     parent = None
     if resume is None:
         parent = check_writable(config)
@@ -70,17 +67,7 @@ def train(
         finished = _already_finished(config, Path(resume))
         if finished is not None:
             return finished
-    stages = build_stages(config, allow_modules=allow_modules, search_path=search_path)
-    scorer = build_scorer(config, allow_modules=allow_modules, search_path=search_path)
-    check_rewards(scorer.rewards, scorer.task)
-    check_first_iteration(config, scorer.task)
-    policy = build_policy(
-        config.policy,
-        prompt_length=config.env.prompt_length,
-        seed=config.seed,
-        allow_modules=tuple(allow_modules),
-        search_path=None if search_path is None else Path(search_path),
-    )
+    stages, scorer, policy = _build(config, allow_modules, search_path)
     if parent is not None:
         folder = new_run_folder(parent, config.seed, config_hash(config))
     else:
@@ -95,6 +82,28 @@ def train(
         run.start()
         stack.callback(run.close)
         return _work(run, stages, signals)
+
+
+def _build(
+    config: RunConfig, allow_modules: Sequence[str], search_path: str | Path | None
+) -> tuple[list[Stage], Scorer, PromptPolicy]:
+    """Builds the parts of a run, stages, scorer and policy, and checks that they can work together."""
+    from rlprompt.policies import build_policy
+    from rlprompt.rewards import check_rewards
+    from rlprompt.scoring import build_scorer
+
+    stages = build_stages(config, allow_modules=allow_modules, search_path=search_path)
+    scorer = build_scorer(config, allow_modules=allow_modules, search_path=search_path)
+    check_rewards(scorer.rewards, scorer.task)
+    check_first_iteration(config, scorer.task)
+    policy = build_policy(
+        config.policy,
+        prompt_length=config.env.prompt_length,
+        seed=config.seed,
+        allow_modules=tuple(allow_modules),
+        search_path=None if search_path is None else Path(search_path),
+    )
+    return stages, scorer, policy
 
 
 def _already_finished(config: RunConfig, folder: Path) -> RunResult | None:

@@ -38,6 +38,8 @@ def build_scorer(
 ) -> Scorer:
     """Builds the scorer of a run and makes it reachable by its `spec`, so that envs in this process share it.
 
+    The spec's `code` tells the algorithm where the run's own modules may come from.
+
     Args:
         config: the run's configuration.
         allow_modules: modules that a reward of the form my_module:my_name may come from.
@@ -58,7 +60,14 @@ def build_scorer(
         draft=config.env.draft,
         best_of=config.env.best_of,
     )
-    scorer.spec = {**scorer_spec(config), "instance": next(_INSTANCES)}
+    scorer.spec = {
+        **scorer_spec(config),
+        "instance": next(_INSTANCES),
+        "code": {
+            "allow_modules": list(allow_modules),
+            "search_path": None if search_path is None else str(Path(search_path).resolve()),
+        },
+    }
     _SHARED[_key(scorer.spec)] = scorer
     return scorer
 
@@ -66,7 +75,7 @@ def build_scorer(
 def shared_scorer(spec: Mapping[str, Any]) -> Scorer:
     """Returns this process's live scorer for a spec; builds it from the spec's configuration where there is none.
 
-    A spec names built-in or installed parts only: code beside a configuration is not imported from here.
+    Built here are built-in or installed parts only: a spec may come from anywhere, so its `code` allows nothing.
     """
     scorer = _SHARED.get(_key(spec))
     if scorer is None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -36,8 +36,10 @@ from rlprompt.targets.ledger import Ledger
 from rlprompt.tasks import Task
 from rlprompt.types import Example, FloatArray, Json, Scores, Stabiliser, Target, TargetOutput, TargetRequest
 
-_Key = tuple[str, str, int]
+_Key: TypeAlias = tuple[str, str, int]
 """(prompt, example id, sample)."""
+AnswerRecord: TypeAlias = tuple[str, str, int, TargetOutput]
+"""(prompt, example id, sample, output)."""
 
 
 class Scorer:
@@ -94,7 +96,10 @@ class Scorer:
         self.asks = request_kind(task, rewards)
         """What the target is asked for: "choices", "text" or "logprob"."""
         self._is_right = metric_correct(task.metric)
+        self.on_answers: Callable[[Sequence[AnswerRecord]], None] | None = None
+        """Told of what the target has just answered, failures left out, before anything is made of it."""
         self._answers: dict[_Key, TargetOutput] = {}
+        self._uncharged: dict[_Key, TargetOutput] = {}
         self._offsets: dict[str, FloatArray] = {}
         self._original_keys: dict[_Key, None] = {}
 
@@ -202,15 +207,22 @@ class Scorer:
         return self._answers.get((prompt, example_id, sample))
 
     def new_pairs(self, prompts: Sequence[str], examples: Sequence[Example]) -> int:
-        """Returns how many (prompt, example) pairs were not answered yet: the calls that `score` would need."""
+        """Returns how many (prompt, example) pairs `score` would charge to the ledger."""
         asked = {(prompt, example.id, GREEDY) for prompt, example in itertools.product(prompts, examples)}
         return sum(key not in self._answers for key in asked)
 
-    def remember(self, records: Iterable[tuple[str, str, int, TargetOutput]]) -> None:
-        """Fills in answers of an earlier part of the run, as (prompt, example id, sample, output)."""
+    def remember(self, records: Iterable[AnswerRecord], *, charged: bool = True) -> None:
+        """Fills in answers of an earlier part of the run; failures are left out.
+
+        Args:
+            records: the answers.
+            charged: whether the ledger's state has them. Those that it has not are charged, as if the target had
+                been asked, by the first scoring that needs them.
+        """
+        known = self._answers if charged else self._uncharged
         for prompt, example_id, sample, output in records:
             if output.failure is None:
-                self._answers[(prompt, example_id, sample)] = output
+                known[(prompt, example_id, sample)] = output
 
     def stabilise(self, scores: Scores) -> FloatArray:
         """Maps the raw rewards of one step to training rewards, (P,); 0.0 for prompts without a valid pair.
@@ -332,16 +344,27 @@ class Scorer:
         new = {key: request for key, request in requests.items() if key not in self._answers}
         failed: dict[_Key, TargetOutput] = {}
         if new:
-            asked = list(new.values())
-            tokens = self.target.count_tokens(asked)
-            with self.ledger.reserve(len(asked), tokens, phase=phase) as reservation:
-                started = time.perf_counter()
-                answers = self.target.run(asked)
-                self.target_seconds += time.perf_counter() - started
-                reservation.settle(answers)
-            for key, output in zip(new, answers, strict=True):
-                (self._answers if output.failure is None else failed)[key] = output
+            failed = self._ask_new(new, phase)
         return {key: failed[key] if key in failed else self._answers[key] for key in requests}
+
+    def _ask_new(self, missing: Mapping[_Key, TargetRequest], phase: str) -> dict[_Key, TargetOutput]:
+        """Charges all of them, asks those that nobody answered yet, and remembers the answers; returns the failures."""
+        tokens = self.target.count_tokens(list(missing.values()))
+        with self.ledger.reserve(len(missing), tokens, phase=phase) as reservation:
+            unknown = {key: request for key, request in missing.items() if key not in self._uncharged}
+            started = time.perf_counter()
+            answers = self.target.run(list(unknown.values())) if unknown else []
+            self.target_seconds += time.perf_counter() - started
+            outputs = {**self._uncharged, **dict(zip(unknown, answers, strict=True))}
+            reservation.settle([outputs[key] for key in missing])
+        new = [(*key, outputs[key]) for key in unknown if outputs[key].failure is None]
+        if new and self.on_answers is not None:
+            self.on_answers(new)
+        failed: dict[_Key, TargetOutput] = {}
+        for key in missing:
+            self._uncharged.pop(key, None)
+            (self._answers if outputs[key].failure is None else failed)[key] = outputs[key]
+        return failed
 
     def _request(self, key: _Key, example: Example, derived: str) -> TargetRequest:
         prompt, _, sample = key

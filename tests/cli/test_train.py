@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from rlprompt.cli.main import main
+from rlprompt.runs import load_run
 
 Config = Callable[..., Path]
 
@@ -96,3 +97,35 @@ def test_resuming_with_another_seed_is_refused(
     run = str(_run(tmp_path))
     assert main(["train", config, "seed=4", "--resume", run, "--quiet"]) == 2
     assert "error: cannot resume: seed is 4, but the run was started with 3" in capfd.readouterr().err
+
+
+POLICY = """
+from rlprompt.policies.categorical import CategoricalPolicy
+
+
+class Stubborn(CategoricalPolicy):
+    def logits(self, features, head=None):
+        logits = super().logits(features, head)
+        favoured = logits.new_zeros(logits.shape[-1])
+        favoured[7] = 50.0
+        return logits + favoured
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("allowed", ["beside the YAML", "--allow-module"])
+def test_rllib_samples_from_a_policy_of_the_users_own(
+    small_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: str
+) -> None:
+    beside = allowed == "beside the YAML"
+    folder, module = (tmp_path, "my_policy") if beside else (tmp_path / "installed", "my_other_policy")
+    folder.mkdir(exist_ok=True)
+    (folder / f"{module}.py").write_text(POLICY)
+    if not beside:
+        monkeypatch.syspath_prepend(str(folder))
+    config = small_config(
+        policy={"kind": f"{module}:Stubborn", "model": "planted-50"}, algorithm={"name": "ppo", "iterations": 1}
+    )
+    assert main(["train", str(config), "--quiet", *([] if beside else ["--allow-module", module])]) == 0
+    written = [record.prompt for record in load_run(_run(tmp_path)).prompts() if record.phase == "train"]
+    assert written == ["w07 w07 w07"] * 4

@@ -1,4 +1,7 @@
-"""`kill -9` at any point, then `--resume`: the same events, tables and state as a run that was left alone."""
+"""`kill -9` at any point, then `--resume`: the same events, tables and state as a run that was left alone.
+
+And the target is asked nothing that it has answered before the kill.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from rlprompt.runs import RunResult, load_run
 from rlprompt.runs.checkpoints import load_checkpoint
 from rlprompt.runs.events import comparable
 from rlprompt.runs.folder import RunFolder, read_json
+from rlprompt.targets.planted import PlantedTarget
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no fork, no SIGKILL")
 HERE = Path(__file__).parent
@@ -74,10 +78,28 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
+@pytest.fixture
+def answered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts that targets of this process have answered, as the driver writes them down."""
+    texts: list[str] = []
+    run = PlantedTarget.run
+
+    def counting(target: PlantedTarget, requests: Any) -> Any:
+        outputs = run(target, requests)
+        pairs = zip(requests, outputs, strict=True)
+        texts.extend(repr(request.rendered.text) for request, output in pairs if output.failure is None)
+        return outputs
+
+    monkeypatch.setattr(PlantedTarget, "run", counting)
+    return texts
+
+
 def test_a_killed_and_resumed_run_equals_one_that_was_left_alone(
-    tmp_path: Path, start: Callable[..., RunResult]
+    tmp_path: Path, start: Callable[..., RunResult], answered: list[str]
 ) -> None:
     whole = everything(start(folder=tmp_path / "whole").folder)
+    asked_alone = sorted(answered)
+    assert len(set(asked_alone)) == len(asked_alone) > 50
     operations = int(drive(tmp_path / "driven", "count"))
     assert operations > 100
     step = operations // 8
@@ -87,10 +109,32 @@ def test_a_killed_and_resumed_run_equals_one_that_was_left_alone(
     for point in points:
         folder = tmp_path / "driven" / point
         (run,) = (folder / "tiny").iterdir()
+        answered.clear()
         start(folder=folder, resume=run)
         found = everything(run)
         for name, expected in whole.items():
             assert found[name] == expected, f"killed at {point} of {operations}: {name}"
+        # Each pair once, before the kill or after it: nothing was asked twice, nothing was left out.
+        asked = (folder / "answered").read_text().splitlines() + answered
+        assert sorted(asked) == asked_alone, f"killed at {point} of {operations}"
+
+
+def test_a_run_killed_between_two_checkpoints_asks_for_nothing_twice(
+    tmp_path: Path, start: Callable[..., RunResult], answered: list[str]
+) -> None:
+    """No checkpoint within the run: all that the session before the kill has paid for stands in the journal only."""
+    overrides = ("run.checkpoint_every=100",)
+    whole = everything(start(*overrides, folder=tmp_path / "whole").folder)
+    asked_alone = sorted(answered)
+    drive(tmp_path / "driven", "--checkpoint-every=100", "80")
+    (run,) = (tmp_path / "driven" / "80" / "tiny").iterdir()
+    assert RunFolder(run).checkpoints() == []
+    before = (tmp_path / "driven" / "80" / "answered").read_text().splitlines()
+    assert len(before) > 20
+    answered.clear()
+    start(*overrides, folder=tmp_path / "driven" / "80", resume=run)
+    assert sorted(before + answered) == asked_alone
+    assert everything(run) == whole
 
 
 def test_the_comparison_sees_a_difference(tmp_path: Path, start: Callable[..., RunResult]) -> None:

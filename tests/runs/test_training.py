@@ -21,6 +21,7 @@ from rlprompt.runs import RunResult, best_prompt, load_run, load_run_config, tra
 from rlprompt.runs.checkpoints import load_checkpoint
 from rlprompt.runs.events import comparable
 from rlprompt.runs.folder import RunFolder, read_json
+from rlprompt.targets.planted import PlantedTarget
 from rlprompt.types import Json
 
 Start = Callable[..., RunResult]
@@ -65,6 +66,7 @@ def test_a_run_leaves_the_documented_files_and_nothing_else(start: Start) -> Non
         "config.yaml",
         "environment.json",
         "events.jsonl",
+        "journal.jsonl",  # the answers of the choice on dev, which no checkpoint covers
         "prompts",
         "outputs",
         "checkpoint-000005",
@@ -364,6 +366,29 @@ def test_a_calibrated_run_resumes_to_the_same_events(start: Start, tmp_path: Pat
     again = start(*common, resume=result.folder)
     assert events(again.folder) == events(alone.folder)
     assert again.target_calls == alone.target_calls
+
+
+def test_neither_more_budget_nor_an_older_checkpoint_asks_for_an_answer_again(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    run = PlantedTarget.run
+
+    def counting(target: PlantedTarget, requests: Any) -> Any:
+        asked.extend(request.rendered.text or "" for request in requests)
+        return run(target, requests)
+
+    monkeypatch.setattr(PlantedTarget, "run", counting)
+    common = ("target.kwargs.failure_rate=0.0",)  # a failure would be asked again
+    result = start(*common, "budget.max_target_calls=90")
+    dev_calls = result.ledger["by_phase"]["dev"]["calls"]
+    assert dev_calls > 8  # the choice on dev came after the last checkpoint
+    again = start(*common, "budget.max_target_calls=1000", "algorithm.iterations=6", resume=result.folder)
+    assert len(asked) == len(set(asked)) >= again.target_calls
+    state = result.folder / "checkpoint-000005" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-8])
+    start(*common, "budget.max_target_calls=1000", resume=result.folder)
+    assert len(asked) == len(set(asked))
 
 
 def test_a_damaged_newest_checkpoint_goes_back_to_the_one_before_and_ends_the_same(

@@ -1,39 +1,18 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import math
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from mock_server import Fault, MockServer, failure_of, make_target
 
 from rlprompt.errors import ConfigError
 from rlprompt.targets.openai import OpenAITarget
 from rlprompt.types import Rendered, Target, TargetOutput, TargetRequest
-
-
-def _mock_module() -> ModuleType:
-    name = "rlprompt_tests_mock_server"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("mock_server.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-mock = _mock_module()
-MockServer = mock.MockServer
-Fault = mock.Fault
-make_target = mock.make_target
-failure_of = mock.failure_of
 
 TEXT = TargetRequest(Rendered(text="It was"), max_tokens=8)
 CHOICES = TargetRequest(Rendered(text="It was"), choices=(" bad", " good"))

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import logging
-import sys
 import threading
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from mock_server import Fault, MockServer, failure_of, make_target
 
 from rlprompt.config import BudgetConfig
 from rlprompt.errors import BudgetExceededError
@@ -25,24 +23,6 @@ from rlprompt.targets.ledger import Ledger, Price
 from rlprompt.targets.openai import OpenAITarget
 from rlprompt.targets.transport import Pace
 from rlprompt.types import Rendered, TargetRequest
-
-
-def _mock_module() -> ModuleType:
-    name = "rlprompt_tests_mock_server"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("mock_server.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-mock = _mock_module()
-MockServer = mock.MockServer
-Fault = mock.Fault
-make_target = mock.make_target
-failure_of = mock.failure_of
 
 KEY = "sk-canary-0123456789abcdef"
 TEXT = TargetRequest(Rendered(text="It was"), max_tokens=8)

@@ -112,6 +112,13 @@ def rllib_config(config: RunConfig, scorer_spec: Json) -> PromptAlgorithmConfig:
     env_id, env_config = configured_env(config, scorer_spec)
     learning = {"algorithm": algorithm.model_dump(mode="json"), "seed": config.seed}
     penalise = algorithm.kl_in == "reward" and algorithm.kl_coeff > 0
+    module = {
+        "policy": config.policy.model_dump(mode="json"),
+        "env": env.model_dump(mode="json"),
+        "algorithm": algorithm.model_dump(mode="json"),
+        "seed": config.seed,
+        "code": scorer_spec.get("code", {}),
+    }
     built: PromptAlgorithmConfig = (
         PromptAlgorithmConfig()
         .environment(env_id, env_config=env_config, disable_env_checking=True)
@@ -137,17 +144,7 @@ def rllib_config(config: RunConfig, scorer_spec: Json) -> PromptAlgorithmConfig:
                 measure_kl=penalise or algorithm.kl_target is not None,
             ),
         )
-        .rl_module(
-            rl_module_spec=RLModuleSpec(
-                module_class=PromptModule,
-                model_config={
-                    "policy": config.policy.model_dump(mode="json"),
-                    "env": env.model_dump(mode="json"),
-                    "algorithm": algorithm.model_dump(mode="json"),
-                    "seed": config.seed,
-                },
-            )
-        )
+        .rl_module(rl_module_spec=RLModuleSpec(module_class=PromptModule, model_config=module))
         .debugging(log_level="ERROR", seed=None)
         .reporting(min_time_s_per_iteration=0)
     )

@@ -39,6 +39,7 @@ from rlprompt.algorithms.rllib.batches import (
 from rlprompt.algorithms.rllib.chunks import row_chunks
 from rlprompt.algorithms.rllib.module import ALLOWED, FEATURES, LOGITS, VALUES, PromptModule
 from rlprompt.config import AlgorithmConfig
+from rlprompt.errors import ConfigError
 from rlprompt.policies import FeaturePolicy, PromptPolicy
 from rlprompt.policies.base import copies
 from rlprompt.seeding import generator
@@ -215,7 +216,8 @@ class PromptLearner(TorchLearner):
     def _soft_q(self, batch: dict[str, Any], logits: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             policy = self._prompt_module.policy
-            assert isinstance(policy, FeaturePolicy)
+            if not isinstance(policy, FeaturePolicy):
+                raise ConfigError("sql trains lm-adaptor and categorical policies; set algorithm.name to ppo")
             target = masked_logits(policy.logits(batch[FEATURES], head=self.target), batch[ALLOWED])
         old, new = self.settings.reward_shaping
         rewards = shape_rewards(batch[REWARDS].sum(dim=1), old, new)

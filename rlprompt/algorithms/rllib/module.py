@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,9 @@ class PromptModule(TorchRLModule, ValueFunctionAPI):
     """A prompt policy as RLlib sees it.
 
     `model_config` holds JSON values: `policy` (a `PolicyConfig`), `env` (an `EnvConfig`), `algorithm` (an
-    `AlgorithmConfig`) and `seed`. Only what the policy trains is registered, so weight syncs and checkpoints never
-    carry the frozen LM.
+    `AlgorithmConfig`), `seed` and `code` (where a policy of the form my_module:MyPolicy may come from: `allow_modules`
+    and `search_path`). Only what the policy trains is registered, so weight syncs and checkpoints never carry the
+    frozen LM.
 
     Observations are the env's dict of `tokens` (B, T), `context` (B, C) and `key` (B, 2) = (iteration, episode). Every
     token is drawn from a generator keyed by (seed, "token", iteration, episode, step): neither the number of workers
@@ -42,8 +44,14 @@ class PromptModule(TorchRLModule, ValueFunctionAPI):
         self.seed = int(self.model_config["seed"])
         self.length = int(env["prompt_length"])
         self.sequence = env["action"] == "sequence"
+        code = self.model_config.get("code", {})
+        search_path = code.get("search_path")
         self.policy = build_policy(
-            PolicyConfig.model_validate(self.model_config["policy"]), prompt_length=self.length, seed=self.seed
+            PolicyConfig.model_validate(self.model_config["policy"]),
+            prompt_length=self.length,
+            seed=self.seed,
+            allow_modules=tuple(code.get("allow_modules", ())),
+            search_path=None if search_path is None else Path(search_path),
         )
         algorithm = AlgorithmConfig.model_validate(self.model_config["algorithm"])
         self.kl_coefficient = algorithm.kl_coeff

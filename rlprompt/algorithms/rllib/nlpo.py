@@ -11,6 +11,7 @@ from typing import cast
 
 import torch
 
+from rlprompt.errors import RunError
 from rlprompt.policies import PromptPolicy, Writer
 
 
@@ -67,6 +68,7 @@ class _WithinWriter(Writer):
         return self.writer.next_logits(last_tokens)
 
     def sampling_logits(self, logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        assert self.masking_logits is not None
+        if self.masking_logits is None:
+            raise RunError("NLPO's writer was asked for its mask before its first token; call next_logits first")
         nucleus = self.masking.sampling_logits(self.masking_logits, mask) > float("-inf")
         return self.writer.sampling_logits(logits, mask & nucleus)

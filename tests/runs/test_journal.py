@@ -1,0 +1,71 @@
+"""The journal of answers: exact, each pair once, cut where a kill cut it, and emptied by checkpoints."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlprompt.runs.journal import AnswerJournal
+from rlprompt.types import Failure, TargetOutput
+
+
+def record(prompt: str = "w01", example: str = "train/0", **fields: Any) -> tuple[str, str, int, TargetOutput]:
+    return prompt, example, 0, TargetOutput(**fields)
+
+
+def reload(path: Path) -> AnswerJournal:
+    journal = AnswerJournal(path)
+    journal.load()
+    return journal
+
+
+def test_answers_come_back_exactly(tmp_path: Path) -> None:
+    records = [
+        record("naïve \ud800\nline", choice_logprobs=(-0.1, float("-inf"), -1 / 3), prompt_tokens=7, cached=True),
+        record(example="dev/3", text="two\nlines", completion_tokens=2),
+        record(example="dev/4", logprob=-2.0 / 7),
+    ]
+    AnswerJournal(tmp_path / "journal.jsonl").append(records)
+    assert reload(tmp_path / "journal.jsonl").answers == records
+
+
+def test_a_pair_is_written_once_and_a_failure_never(tmp_path: Path) -> None:
+    journal = AnswerJournal(tmp_path / "journal.jsonl")
+    journal.append([record(text="yes")])
+    journal.append([record(text="yes"), record(example="train/1", failure=Failure("target", "timeout", "late"))])
+    assert (tmp_path / "journal.jsonl").read_bytes().count(b"\n") == 1
+    assert reload(tmp_path / "journal.jsonl").answers == [record(text="yes")]
+
+
+@pytest.mark.parametrize("rest", [b'{"prompt": "w02", "exa', b'{"prompt": "w02"}\n', b"\x00\xff\n", b"[]\n"], ids=repr)
+def test_a_last_line_that_is_not_whole_is_cut_and_writing_goes_on(
+    tmp_path: Path, rest: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "journal.jsonl"
+    AnswerJournal(path).append([record("w01", text="yes")])
+    whole = path.read_bytes()
+    path.write_bytes(whole + rest)
+    with caplog.at_level(logging.WARNING):
+        journal = reload(path)
+    assert "is not whole" in caplog.text
+    assert path.read_bytes() == whole
+    journal.append([record("w02", text="no")])
+    assert reload(path).answers == [record("w01", text="yes"), record("w02", text="no")]
+
+
+def test_settled_pairs_leave_the_file_when_it_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    journal = AnswerJournal(path)
+    journal.append([record("w01", text="yes"), record("w02", text="no")])
+    journal.settle([("w01", "train/0", 0), ("never seen", "train/0", 0)])
+    assert len(reload(path).answers) == 2  # on the disk until a checkpoint is
+    journal.cut()
+    assert reload(path).answers == [record("w02", text="no")]
+    journal.settle([("w02", "train/0", 0)])
+    journal.cut()
+    assert not path.exists()
+    journal.append([record("w03", text="yes")])
+    assert reload(path).answers == [record("w03", text="yes")]
