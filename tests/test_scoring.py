@@ -164,10 +164,13 @@ def test_answers_are_told_before_the_rewards_are_computed(monkeypatch: pytest.Mo
     told: list[Any] = []
     scorer.on_answers = told.extend
 
-    def broken(**_: Any) -> Any:
-        raise ZeroDivisionError
+    class Broken:
+        needs_original = False
 
-    monkeypatch.setattr(scorer, "rewards", broken)
+        def __call__(self, **_: Any) -> Any:
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(scorer, "rewards", Broken())
     with pytest.raises(ZeroDivisionError):
         scorer.score(["w01 w02 w03"], scorer.task.train)
     assert [(prompt, example_id) for prompt, example_id, _, _ in told] == [
