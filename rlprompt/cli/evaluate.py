@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from rlprompt.errors import ConfigError
 if TYPE_CHECKING:
     from rlprompt.config import TargetConfig
     from rlprompt.evaluation import Evaluation
+    from rlprompt.serving import Rewriter
+    from rlprompt.targets import Ledger
     from rlprompt.tasks import Task
-    from rlprompt.types import Example
+    from rlprompt.types import Example, Target
 
 _CALIBRATION_SHOTS = 16
 """Train examples per class that "median" is fitted on, as in the few-shot setting of the runs."""
@@ -32,6 +35,8 @@ class _Question:
     target: TargetConfig
     prompt: str
     fit_on: tuple[Example, ...]
+    rewriter: Rewriter | None = None
+    """Writes a prompt for each row, in the place of `prompt`."""
 
 
 def evaluate(
@@ -106,9 +111,14 @@ def _from_run(
     else:
         chosen = load_task(task, template=template)
         fit_on = _few(chosen)
-    written = best_prompt(run) if prompt is None else prompt
     base = config.target.model_dump() if given["name"] is None else {}
-    return _Question(chosen, _target_config(base, given), written, fit_on), config.calibration
+    answering = _target_config(base, given)
+    if config.env.per_input and prompt is None:
+        from rlprompt.serving import Rewriter
+
+        return _Question(chosen, answering, "", fit_on, Rewriter.load(run)), "none"
+    written = best_prompt(run) if prompt is None else prompt
+    return _Question(chosen, answering, written, fit_on), config.calibration
 
 
 def _target_config(base: dict[str, Any], given: dict[str, Any]) -> TargetConfig:
@@ -138,29 +148,63 @@ def _measure(question: _Question, split: str, limit: int | None, calibration: st
     from rlprompt.evaluation import evaluate as measure
     from rlprompt.targets import Ledger, target_from_config, target_prices
 
+    if question.rewriter is not None and calibration != "none":
+        raise ConfigError(
+            f"--calibration {calibration} needs one prompt for all rows, but the run writes one for each; omit it"
+        )
     answering = target_from_config(question.target)
     ledger = Ledger(prices=target_prices(answering))
+    left_alone: dict[str, int] = {}
     with _progress() as on_progress:
-        (result,) = measure(
-            question.task,
-            answering,
-            [question.prompt],
-            split=split,
-            limit=limit,
-            calibration=calibration,
-            calibration_examples=question.fit_on,
-            ledger=ledger,
-            on_progress=on_progress,
-        )
+        if question.rewriter is not None:
+            result, left_alone = _measure_rewriter(question, answering, question.rewriter, split, limit, ledger)
+        else:
+            (result,) = measure(
+                question.task,
+                answering,
+                [question.prompt],
+                split=split,
+                limit=limit,
+                calibration=calibration,
+                calibration_examples=question.fit_on,
+                ledger=ledger,
+                on_progress=on_progress,
+            )
     report = {
         "task": question.task.name,
         "target": question.target.name,
         "dtype": question.target.dtype,
         **result.to_json(),
+        "prompt": None if question.rewriter is not None else result.prompt,
+        "left_alone": left_alone,
         "warnings": list(question.task.warnings),
         "ledger": ledger.snapshot(),
     }
     return result, report
+
+
+def _measure_rewriter(
+    question: _Question, answering: Target, rewriter: Rewriter, split: str, limit: int | None, ledger: Ledger
+) -> tuple[Evaluation, dict[str, int]]:
+    """Evaluates what the run's policy writes for each row; rows that it leaves alone are counted by reason."""
+    from rlprompt.evaluation import evaluate_written
+    from rlprompt.evaluation.evaluate import rows_of
+
+    results = rewriter.write_for(rows_of(question.task, split, limit))
+    left_alone = Counter((result.reason or "").partition(":")[0] for result in results if not result.rewritten)
+    written = [result.prompt if result.rewritten else None for result in results]
+    served = rewriter.served
+    found = evaluate_written(
+        question.task,
+        answering,
+        {"rewriter": written},
+        split=split,
+        limit=limit,
+        compose=served.compose,
+        draft=served.draft,
+        ledger=ledger,
+    )
+    return found["rewriter"], dict(left_alone)
 
 
 @contextmanager
@@ -180,7 +224,7 @@ def _progress() -> Iterator[Callable[[int, int], None] | None]:
 def _say_report(report: dict[str, Any]) -> None:
     low, high = report["accuracy_ci95"]
     rows = [
-        ["prompt", repr(report["prompt"])],
+        ["prompt", "written for each row" if report["prompt"] is None else repr(report["prompt"])],
         ["task", f"{report['task']}, {report['split']}, {report['num_examples']} rows"],
         ["target", f"{report['target']}, {report['dtype']}"],
         ["calibration", report["calibration"]],
@@ -190,6 +234,8 @@ def _say_report(report: dict[str, Any]) -> None:
         rows.append([report["metric"], number(report["score"])])
     if report["gap_reward"] is not None:
         rows.append(["gap reward", number(report["gap_reward"], 2)])
+    if report["left_alone"]:
+        rows.append(["left alone", ", ".join(f"{count} {why}" for why, count in report["left_alone"].items())])
     rows.append(["failed", str(report["num_failed"])])
     rows.append(["target calls", str(report["ledger"]["test"]["calls"])])
     say_table(rows)

@@ -8,6 +8,7 @@ from rlprompt.evaluation.statistics import (
     seed_summary,
     wilson_interval,
 )
+from rlprompt.evaluation.written import evaluate_written
 
 __all__ = [
     "Evaluation",
@@ -15,6 +16,7 @@ __all__ = [
     "SeedSummary",
     "evaluate",
     "evaluate_calibrated",
+    "evaluate_written",
     "paired_bootstrap",
     "seed_summary",
     "wilson_interval",

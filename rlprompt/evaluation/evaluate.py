@@ -51,6 +51,10 @@ class Evaluation:
     """1.0 right, 0.0 wrong, NaN failed or without a label; (E,)."""
     gaps: FloatArray
     """Gap reward of each row, (E,); NaN where it is not known."""
+    scores: FloatArray
+    """The metric of each row, (E,), in [0, 1]; NaN where it is not known."""
+    outputs: tuple[TargetOutput, ...] = ()
+    """The answers, (E,), where the evaluation was told to keep them."""
     first_failure: Failure | None = None
 
     def to_json(self) -> Json:
@@ -142,7 +146,7 @@ def evaluate_calibrated(
     Returns:
         calibration -> one `Evaluation` per prompt.
     """
-    rows = _rows(task, split, limit)
+    rows = rows_of(task, split, limit)
     for calibration in calibrations:
         _check(task, prompts, calibration, chunk)
     ledger = ledger if ledger is not None else Ledger()
@@ -150,18 +154,18 @@ def evaluate_calibrated(
         kind: _fit(task, target, prompts, kind, calibration_examples, ledger, chunk)
         for kind in dict.fromkeys(calibrations)
     }
-    parts: dict[str, list[list[_Part]]] = {kind: [[] for _ in prompts] for kind in offsets}
+    parts: dict[str, list[list[Part]]] = {kind: [[] for _ in prompts] for kind in offsets}
     for start in range(0, len(rows), chunk):
         piece = rows[start : start + chunk]
         for index, raw in enumerate(_ask(task, target, prompts, piece, ledger, phase)):
             for kind, fitted in offsets.items():
                 outputs = raw if fitted is None else [_calibrated(output, fitted[index]) for output in raw]
-                parts[kind][index].append(_grade(task, prompts[index], piece, outputs))
+                parts[kind][index].append(grade(task, prompts[index], piece, outputs))
         if on_progress is not None:
             on_progress(start + len(piece), len(rows))
     return {
         kind: [
-            _summarise(task, prompt, split, kind, rows, prompt_parts)
+            summarise(task, prompt, split, kind, rows, prompt_parts)
             for prompt, prompt_parts in zip(prompts, parts[kind], strict=True)
         ]
         for kind in offsets
@@ -169,7 +173,7 @@ def evaluate_calibrated(
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """One prompt on one chunk of rows; arrays (rows,)."""
 
     correct: FloatArray
@@ -178,7 +182,8 @@ class _Part:
     failures: tuple[Failure, ...]
 
 
-def _rows(task: Task, split: str, limit: int | None) -> tuple[Example, ...]:
+def rows_of(task: Task, split: str, limit: int | None) -> tuple[Example, ...]:
+    """Returns the first rows of a split; ConfigError for another split or an empty one."""
     if split not in SPLITS:
         raise ConfigError(f"split must be one of {', '.join(SPLITS)}, got '{split}'")
     rows: tuple[Example, ...] = getattr(task, split)
@@ -206,11 +211,17 @@ def _ask(
     phase: str,
 ) -> list[list[TargetOutput]]:
     """One batched call; answers as P lists of E."""
-    requests = [_request(task, prompt, example) for prompt in prompts for example in examples]
+    requests = [request_for(task, prompt, example) for prompt in prompts for example in examples]
+    outputs = ask(target, requests, ledger, phase)
+    return [outputs[start : start + len(examples)] for start in range(0, len(outputs), len(examples))]
+
+
+def ask(target: Target, requests: Sequence[TargetRequest], ledger: Ledger, phase: str) -> list[TargetOutput]:
+    """Asks in one metered call."""
     with ledger.reserve(len(requests), target.count_tokens(requests), phase=phase) as reservation:
         outputs = [_checked(output) for output in target.run(requests)]
         reservation.settle(outputs)
-    return [outputs[start : start + len(examples)] for start in range(0, len(outputs), len(examples))]
+    return outputs
 
 
 def _checked(output: TargetOutput) -> TargetOutput:
@@ -221,7 +232,8 @@ def _checked(output: TargetOutput) -> TargetOutput:
     return replace(output, choice_logprobs=None, failure=failure)
 
 
-def _request(task: Task, prompt: str, example: Example) -> TargetRequest:
+def request_for(task: Task, prompt: str, example: Example) -> TargetRequest:
+    """What the target is asked about one row."""
     rendered = task.template.render(prompt, example)
     if task.choices is not None:
         return TargetRequest(rendered, choices=task.choices)
@@ -260,14 +272,15 @@ def _calibrated(output: TargetOutput, offsets: FloatArray) -> TargetOutput:
     return replace(output, choice_logprobs=tuple(shifted.tolist()))
 
 
-def _grade(task: Task, prompt: str, examples: Sequence[Example], outputs: Sequence[TargetOutput]) -> _Part:
+def grade(task: Task, prompt: str, examples: Sequence[Example], outputs: Sequence[TargetOutput]) -> Part:
+    """Grades the answers to some rows."""
     failures = tuple(output.failure for output in outputs if output.failure is not None)
     if task.choices is not None:
         correct = _rewarded(Accuracy(), task, prompt, examples, outputs)
-        return _Part(correct, correct, _rewarded(ProbabilityGap(), task, prompt, examples, outputs), failures)
+        return Part(correct, correct, _rewarded(ProbabilityGap(), task, prompt, examples, outputs), failures)
     correct = _rewarded(metric_correct(task.metric), task, prompt, examples, outputs)
     scores = _rewarded(metric_score(task.metric), task, prompt, examples, outputs)
-    return _Part(correct, scores, np.full(len(outputs), np.nan), failures)
+    return Part(correct, scores, np.full(len(outputs), np.nan), failures)
 
 
 def _rewarded(
@@ -298,17 +311,19 @@ def _rewarded(
     return values
 
 
-def _summarise(
+def summarise(
     task: Task,
     prompt: str,
     split: str,
     calibration: str,
     rows: Sequence[Example],
-    parts: Sequence[_Part],
+    parts: Sequence[Part],
 ) -> Evaluation:
+    """Puts the parts of one prompt together."""
     correct = np.concatenate([part.correct for part in parts])
     gaps = np.concatenate([part.gaps for part in parts])
     failures = [failure for part in parts for failure in part.failures]
+    scores = np.concatenate([part.scores for part in parts])
     known = correct[~np.isnan(correct)]
     labels = np.array([-1 if row.reference is None or not task.choices else int(row.reference) for row in rows])
     return Evaluation(
@@ -321,10 +336,11 @@ def _summarise(
         accuracy_ci95=wilson_interval(int(known.sum()), len(known)),
         gap_reward=_mean(gaps),
         metric="accuracy" if task.choices is not None else str(task.metric),
-        score=_mean(np.concatenate([part.scores for part in parts])),
+        score=_mean(scores),
         class_accuracies={choice: _mean(correct[labels == label]) for label, choice in enumerate(task.choices or ())},
         correct=correct,
         gaps=gaps,
+        scores=scores,
         first_failure=failures[0] if failures else None,
     )
 

@@ -201,6 +201,28 @@ class Rewriter:
                 found[text] = self._composed(text, written, columns or {})
         return [result for text in texts if (result := found[text]) is not None]
 
+    def write_for(self, examples: Sequence[Example], *, batch_size: int = BATCH_SIZE) -> list[RewriteResult]:
+        """Writes for the rows of a task, greedily; what the template reads besides the text comes from each row.
+
+        Args:
+            examples: the rows; their answers are not looked at.
+            batch_size: rows that are written for at once.
+
+        Returns:
+            One result per row, as `results`, whose `text` stays the row's input: `prompt` is what counts.
+
+        Raises:
+            ConfigError: a row lacks a field of the template.
+        """
+        texts = list(dict.fromkeys(example.input for example in examples))
+        found = {example.input: self._refusal(example.input, example.columns) for example in examples}
+        open_texts = [text for text in texts if found[text] is None]
+        written = self._prompts(open_texts, _Options(0.0, 0, None, batch_size), found)
+        for text, prompt in zip(open_texts, written, strict=True):
+            if found[text] is None and prompt is not None:
+                found[text] = self._unusable(text, prompt) or RewriteResult(text, True, prompt=prompt)
+        return [result for example in examples if (result := found[example.input]) is not None]
+
     def rewrite_messages(self, messages: Sequence[Message], **options: Any) -> list[Message]:
         """Returns the messages with the text of the last user message rewritten; all others are the same objects.
 
@@ -327,14 +349,21 @@ class Rewriter:
         by_text = dict(zip(contexts, written, strict=True))
         return [by_text.get(text) for text in texts]
 
-    def _composed(self, text: str, written: str, columns: Mapping[str, Any]) -> RewriteResult:
-        """Puts text and prompt together, unless the prompt must not reach a target."""
+    def _unusable(self, text: str, written: str) -> RewriteResult | None:
+        """Returns why what the policy wrote must not reach a target; None where it may."""
         kept = RewriteResult(text, False, prompt=written)
         if not written.strip() and self.policy is not None:
             return replace(kept, reason="empty-rewrite: the policy wrote nothing")
         marker = self._marker.search(written)
         if marker is not None:
             return replace(kept, reason=f"special-token: {marker[0]!r} in what the policy wrote")
+        return None
+
+    def _composed(self, text: str, written: str, columns: Mapping[str, Any]) -> RewriteResult:
+        """Puts text and prompt together, unless the prompt must not reach a target."""
+        refused = self._unusable(text, written)
+        if refused is not None:
+            return refused
         rendered = self.render(text, written, columns)
         if rendered.messages is not None:
             whole = "\n\n".join(content for _, content in rendered.messages)

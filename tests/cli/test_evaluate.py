@@ -1,13 +1,20 @@
 """`rlprompt eval` on a literal prompt; on a run see test_train.py."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rlprompt.cli.main import main
+from rlprompt.config import load_config
+from rlprompt.evaluation import evaluate
+from rlprompt.runs import train
+from rlprompt.serving import Rewriter
 from rlprompt.targets.planted import PlantedTarget
+from rlprompt.tasks import load_task
 
 LITERAL = ["eval", "--task", "planted", "--target", "planted:separable"]
 
@@ -107,3 +114,31 @@ def test_a_mistake_is_one_line_and_exit_code_2_or_1(
     assert captured.out == ""
     assert captured.err.count("\n") == 1
     assert message in captured.err
+
+
+def test_of_a_run_that_writes_for_each_row_the_rewriter_is_evaluated(
+    small_config: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = small_config(
+        policy={"kind": "causal-lm", "model": "planted-50", "kwargs": {"lora": {"r": 2, "targets": ["c_attn"]}}},
+        env={"kind": "rewrite", "level": "instance", "meta_prompt": "w01 {input}", "prompt_length": 3, "num_envs": 4},
+        task={"name": "planted", "shots": 2, "dev_shots": 2, "template": "{input}\n{prompt}"},
+        algorithm={"name": "random", "iterations": 1},
+    )
+    folder = train(load_config(config), progress=False).folder
+    capfd.readouterr()
+    report = _report(["eval", str(folder), "--limit", "5"], capfd)
+    assert (report["prompt"], report["num_examples"], report["left_alone"]) == (None, 5, {})
+    assert report["ledger"]["test"]["calls"] == 5
+    rows = load_task("planted", template="{input}\n{prompt}").test[:5]
+    written = [result.prompt for result in Rewriter.load(folder).write_for(rows)]
+    task = load_task("planted", template="{input}\n{prompt}")
+    by_hand = [
+        evaluate(replace(task, test=(row,)), PlantedTarget(), [prompt])[0].gap_reward
+        for row, prompt in zip(rows, written, strict=True)
+    ]
+    assert report["gap_reward"] == pytest.approx(sum(by_hand) / 5)
+    assert main(["eval", str(folder), "--calibration", "median"]) == 2
+    assert "needs one prompt for all rows" in capfd.readouterr().err
+    assert main(["eval", str(folder), "--limit", "5"]) == 0
+    assert "written for each row" in capfd.readouterr().out

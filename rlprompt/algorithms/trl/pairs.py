@@ -1,8 +1,9 @@
-"""Pairs for SFT: what the policy reads and what it should write, from a file."""
+"""Pairs for SFT: what the policy reads and what it should write, from a file or by an extractor of pseudo-hints."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,12 @@ from rlprompt.algorithms.trl.rollout import contexts_of
 from rlprompt.envs.contexts import MetaContexts
 from rlprompt.errors import ConfigError, RunError, did_you_mean
 from rlprompt.masks import eos_token
+from rlprompt.tasks.extractors import check_extractor, extract_hint
 from rlprompt.types import Example, Json, RunContext
+
+logger = logging.getLogger(__name__)
+
+_KEYS = ("pairs", "extractor", "kwargs")
 
 
 @dataclass(frozen=True)
@@ -31,18 +37,39 @@ def load_pairs(run: RunContext, data: Mapping[str, Any]) -> list[Pair]:
 
     Args:
         run: the run; its env says how a context is made of an input.
-        data: `{pairs: file}`, a JSONL file with `target` and either `context` (read as it is) or `input` in each line.
+        data: `{pairs: file}`, a JSONL file with `target` and either `context` (read as it is) or `input` in each line;
+            or `{extractor: name, kwargs: {...}}`, which writes a pseudo-hint for every train example (see
+            `rlprompt.tasks.extractors`).
 
     Raises:
-        ConfigError: another key, or a file that cannot be used.
+        ConfigError: another key, a file that cannot be used, or an extractor that finds no hint for any example.
+    """
+    check_data(data)
+    encoder = _Encoder(run)
+    if "extractor" in data:
+        return _extracted(run, str(data["extractor"]), data.get("kwargs") or {}, encoder)
+    return [encoder(row, f"pairs/{number}") for number, row in enumerate(_from_file(Path(str(data["pairs"]))))]
+
+
+def check_data(data: Mapping[str, Any]) -> None:
+    """Checks a stage's `data` before anything is loaded.
+
+    Raises:
+        ConfigError: an unknown key, none or two sources of pairs, or an argument that the extractor does not have.
+        UnknownNameError: the extractor is not registered.
     """
     for key in data:
-        if key != "pairs":
+        if key not in _KEYS:
             raise ConfigError(
-                f"data of stage sft: unknown key '{key}'{did_you_mean(key, ('pairs',))}; give pairs: FILE"
+                f"data of stage sft: unknown key '{key}'{did_you_mean(key, _KEYS)}; give pairs: FILE or extractor: NAME"
             )
-    encoder = _Encoder(run)
-    return [encoder(row, f"pairs/{number}") for number, row in enumerate(_from_file(Path(str(data["pairs"]))))]
+    if ("pairs" in data) == ("extractor" in data):
+        raise ConfigError(f"data of stage sft needs one of pairs: FILE and extractor: NAME, got {dict(data)}")
+    arguments = data.get("kwargs") or {}
+    if not isinstance(arguments, Mapping) or (arguments and "pairs" in data):
+        raise ConfigError(f"data.kwargs of stage sft are the arguments of an extractor, got {arguments!r}")
+    if "extractor" in data:
+        check_extractor(str(data["extractor"]), arguments)
 
 
 def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
@@ -74,17 +101,48 @@ class _Encoder:
 
     def __call__(self, source: Json, name: str) -> Pair:
         """Reads one line; `name` is that of its example."""
-        tokenizer, env = self._policy.tokenizer, self._env
         if "context" in source:
             context = list(self._policy.context_ids(source["context"]))
         elif isinstance(self._contexts, MetaContexts):
             _, context = self._contexts.one(Example(id=name, input=source["input"]))
         else:
             context = list(self._policy.context_ids(self._contexts.text))
+        return self._pair(source, context)
+
+    def of(self, example: Example, target: str) -> Pair:
+        """Pairs an example of an instance-level env with a text; the context is the one that the env shows for it."""
+        assert isinstance(self._contexts, MetaContexts)  # a per-input env has one
+        _, context = self._contexts.one(example)
+        return self._pair({"id": example.id, "input": example.input, "target": target}, context)
+
+    def _pair(self, source: Json, context: Sequence[int]) -> Pair:
+        tokenizer, env = self._policy.tokenizer, self._env
         tokens = tokenizer.encode(_spaced(tokenizer, context, source["target"]), add_special_tokens=False)
         if env.ends_with_eos and tokens:
             tokens = [*tokens, eos_token(tokenizer)]
         return Pair(source, tuple(context), tuple(tokens[: env.prompt_length]))
+
+
+def _extracted(run: RunContext, name: str, arguments: Mapping[str, Any], encoder: _Encoder) -> list[Pair]:
+    """One pair for each train example of which the extractor finds something; the policy reads what RL will show it."""
+    if not run.config.env.per_input:
+        raise ConfigError(
+            "an extractor writes a hint for each input, but this env writes one prompt for all inputs; set "
+            "env.kind=stimulus or env.level=instance, or give pairs: FILE"
+        )
+    examples = run.scorer.task.train
+    hints = [(example, extract_hint(name, example, **arguments)) for example in examples]
+    found = [encoder.of(example, hint) for example, hint in hints if hint]
+    if not found:
+        raise ConfigError(f"extractor '{name}' finds no hint for any of the {len(examples)} train examples")
+    if len(found) < len(examples):
+        logger.warning(
+            "extractor '%s' finds no hint for %d of %d train examples; they are left out",
+            name,
+            len(examples) - len(found),
+            len(examples),
+        )
+    return found
 
 
 def _from_file(path: Path) -> list[Json]:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from toy import ToyRun, make_config
 from rlprompt.algorithms.trl.pairs import load_pairs
 from rlprompt.algorithms.trl.sft import Order, fit
 from rlprompt.errors import ConfigError
+from rlprompt.types import Example
 
 
 def make_run(folder: Path, rows: list[dict[str, Any]], **sections: Any) -> ToyRun:
@@ -112,6 +114,12 @@ def test_a_broken_file_is_named_with_its_line(tmp_path: Path, line: str, message
         ({"pair": "a"}, "unknown key 'pair'.*did you mean 'pairs'"),
         ({"pairs": "nowhere.jsonl"}, "cannot read nowhere.jsonl"),
         ({"pairs": "a", "limit": 1}, "unknown key 'limit'"),
+        ({"pairs": "a", "extractor": "keywords"}, "needs one of pairs: FILE and extractor: NAME"),
+        ({"kwargs": {"n": 1}}, "needs one of pairs: FILE and extractor: NAME"),
+        ({"pairs": "a", "kwargs": {"n": 1}}, "data.kwargs of stage sft are the arguments of an extractor"),
+        ({"extractor": "keyword"}, "unknown extractor 'keyword'.*did you mean 'keywords'"),
+        ({"extractor": "keywords", "kwargs": {"m": 2}}, "extractor 'keywords' has no argument 'm'"),
+        ({"extractor": "keywords"}, "an extractor writes a hint for each input, but this env writes one prompt"),
     ],
 )
 def test_bad_data_is_refused(tmp_path: Path, data: dict[str, Any] | None, message: str) -> None:
@@ -119,3 +127,31 @@ def test_bad_data_is_refused(tmp_path: Path, data: dict[str, Any] | None, messag
     run.data = data
     with pytest.raises(ConfigError, match=message):
         fit(run)
+
+
+def test_an_extractor_writes_a_hint_for_every_train_example_that_has_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config(
+        policy={"kind": "causal-lm", "kwargs": {"lora": {"r": 2, "targets": ["c_attn"]}}},
+        env={"kind": "stimulus", "meta_prompt": "w00 {input}", "chat": False, "prompt_length": 4},
+        algorithm={"name": "sft", "minibatch_size": 2, "iterations": 1},
+    )
+    run = ToyRun(config, folder=tmp_path, data={"extractor": "shared-words", "kwargs": {"n": 1}})
+    rows = [("w01 w02", "w02 it is"), ("w01", "w00"), ("w02 w01", "w01")]
+    examples = tuple(Example(f"train/{at}", text, reference) for at, (text, reference) in enumerate(rows))
+    run.scorer.task = SimpleNamespace(train=examples)  # type: ignore[attr-defined]
+    assert run.data is not None
+    pairs = load_pairs(run, run.data)  # type: ignore[arg-type]
+    # The context is what the env shows: the meta-prompt with the input. 3 is EOS.
+    assert [(pair.context_ids, pair.target_ids) for pair in pairs] == [((0, 1, 2), (2, 3)), ((0, 2, 1), (1, 3))]
+    assert "finds no hint for 1 of 3 train examples; they are left out" in caplog.text
+    fit(run)  # type: ignore[arg-type]
+    kept = tmp_path / "stages" / "toy" / "pairs.jsonl"
+    again = load_pairs(run, {"pairs": str(kept)})  # type: ignore[arg-type]
+    assert [(pair.context_ids, pair.target_ids) for pair in again] == [
+        (pair.context_ids, pair.target_ids) for pair in pairs
+    ]
+    run.scorer.task = SimpleNamespace(train=examples[1:2])  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="finds no hint for any of the 1 train examples"):
+        load_pairs(run, run.data)  # type: ignore[arg-type]
