@@ -77,12 +77,14 @@ def run_seed(config: RunConfig, console: Console) -> dict[str, Any] | None:
     for kind, name, run in (
         ("random", "random search", with_algorithm(config, "random", "random")),
         ("trained", "trained policy", config),
+        ("trained", "trained on calibrated rewards", config.model_copy(update={"calibration": "median"})),
     ):
         result, seconds = timed_train(run)
         if result.exit_code in (130, 143) or result.best_prompt is None:
             return None
         entries.append(Entry(name, kind, result.best_prompt, result.target_calls, seconds, "none"))
-        prompt, calls = calibrated_pick(result, run)
+        # A run on calibrated rewards has chosen by calibrated scores already.
+        prompt, calls = (result.best_prompt, 0) if run.calibration == "median" else calibrated_pick(result, run)
         entries.append(Entry(name, kind, prompt, result.target_calls + calls, seconds, "median"))
     rows = test_entries(config, entries, console)
     print_table(rows, console, f"{config.task.name}, target {config.target.name}, seed {config.seed}")
