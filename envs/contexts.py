@@ -94,6 +94,18 @@ class MetaSettings:
         if not 0 <= self.hint_reward < float("inf"):
             raise ConfigError(f"hint_reward must be 0 or more, got {self.hint_reward}")
 
+    def load(self) -> MetaPrompt:
+        """Returns the meta-prompt.
+
+        Raises:
+            ConfigError: a value out of range, a slot that is missing or unknown, or no draft for the slot {draft}.
+        """
+        self.check()
+        meta = load_meta_prompt(self.meta_prompt, per_input=self.level == "instance", turns=self.turns)
+        if "draft" in meta.slots and not self.draft:
+            raise ConfigError("the meta-prompt has the slot {draft}, but env.draft is empty; write a draft instruction")
+        return meta
+
 
 class MetaContexts:
     """A meta-prompt filled in with the draft (task level), or with one example's input (instance level).
@@ -115,11 +127,8 @@ class MetaContexts:
     def __init__(
         self, tokenizer: Any, settings: MetaSettings, *, limit: int | None, scorer: Scorer, round_size: int
     ) -> None:
-        settings.check()
+        self.meta = settings.load()
         self.per_input = settings.level == "instance"
-        self.meta = load_meta_prompt(settings.meta_prompt, per_input=self.per_input, turns=settings.turns)
-        if "draft" in self.meta.slots and not settings.draft:
-            raise ConfigError("the meta-prompt has the slot {draft}, but env.draft is empty; write a draft instruction")
         if self.per_input and round_size % settings.rewrites_per_input:
             raise ConfigError(
                 f"env.num_envs must be a multiple of env.rewrites_per_input = {settings.rewrites_per_input}, got "

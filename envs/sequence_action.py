@@ -24,7 +24,11 @@ class SequenceAction(gymnasium.Wrapper[dict[str, IntArray], Any, dict[str, IntAr
 
     The action is `MultiDiscrete([V] * T)`: all token ids. With `eos`, what follows the first EOS is ignored;
     write EOS there too. Reward: the sum over the tokens' steps. `masked_action` is True where any token was
-    outside its mask; `action_mask` is dropped, because the mask of a token depends on those before it.
+    outside its mask; `action_mask` is dropped, because the mask of a token depends on those before it. `token_rewards`
+    (T,) is the reward of each token's step, for learners that give every token its own.
+
+    Episodes only ever terminate. That a prompt has at most T tokens is part of the action here, no limit of time from
+    outside: nothing was cut off that a learner could bootstrap from. Its tokens say whether EOS was written.
 
     Args:
         env: the token environment.
@@ -46,14 +50,15 @@ class SequenceAction(gymnasium.Wrapper[dict[str, IntArray], Any, dict[str, IntAr
     def step(self, action: Any) -> tuple[dict[str, IntArray], float, bool, bool, dict[str, Any]]:
         """Writes the whole prompt."""
         tokens = _checked(action, (self._length,))
-        total, is_masked = 0.0, False
-        for token in tokens:
+        rewards, is_masked = np.zeros(self._length), False
+        for place, token in enumerate(tokens):
             observation, reward, terminated, truncated, info = self.env.step(token)
-            total += float(reward)
+            rewards[place] = float(reward)
             is_masked |= bool(info["masked_action"])
             if terminated or truncated or _new_turn(self.env):
                 break
-        return observation, total, terminated, truncated, {**_without_mask(info), "masked_action": is_masked}
+        info = {**_without_mask(info), "masked_action": is_masked, "token_rewards": rewards}
+        return observation, float(rewards.sum()), terminated or truncated, False, info
 
 
 class SequenceActionVector(VectorWrapper):
@@ -85,15 +90,17 @@ class SequenceActionVector(VectorWrapper):
             self._is_over = False
             observations, rewards, terminated, truncated, infos = self.env.step(tokens[:, 0])
             return observations, rewards, terminated, truncated, _without_mask(infos)
-        total, masked = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=np.bool_)
-        for column in tokens.T:
+        by_token, masked = np.zeros(tokens.shape), np.zeros(self.num_envs, dtype=np.bool_)
+        for place, column in enumerate(tokens.T):
             observations, rewards, terminated, truncated, infos = self.env.step(column)
-            total += rewards
+            by_token[:, place] = rewards
             masked |= infos["masked_action"]
             self._is_over = bool((terminated | truncated).all())
             if self._is_over or _new_turn(self.env):
                 break
-        return observations, total, terminated, truncated, {**_without_mask(infos), "masked_action": masked}
+        infos = {**_without_mask(infos), "masked_action": masked}
+        infos |= {"token_rewards": by_token, "_token_rewards": np.ones(self.num_envs, dtype=np.bool_)}
+        return observations, by_token.sum(axis=1), terminated | truncated, np.zeros_like(truncated), infos
 
 
 def make_env(action: str = "token", **kwargs: Any) -> gymnasium.Env[dict[str, IntArray], Any]:

@@ -25,7 +25,7 @@ class StimulusEnv(WritingEnv):
 
     Rewards: with `hint_reward` above 0, the step that completes a keyword of the reference, for the first time in the
     episode, brings that much more (`rlprompt.envs.keywords`; nothing is ever subtracted). It is added to the training
-    reward after the stabilisers. A whole-prompt action gets the sum.
+    reward after the stabilisers. A whole-prompt action gets the sum, and info `token_rewards` has the parts.
 
     Args:
         scorer: see `RewriteEnv`.

@@ -26,7 +26,7 @@ def build_policy(
     """Builds the untrained policy of a configuration.
 
     Args:
-        config: kind, frozen LM, context and the arguments of the kind.
+        config: kind, frozen LM, context, device and the arguments of the kind.
         prompt_length: the most tokens that it writes.
         seed: the run's seed; the starting weights depend on it and on nothing else.
         allow_modules: modules that a kind of the form my_module:MyPolicy may come from.
@@ -35,8 +35,11 @@ def build_policy(
     Raises:
         UnknownNameError: no such kind.
         ModelNotFoundError: the frozen LM cannot be found.
-        ConfigError: an argument is unknown or out of range.
+        ConfigError: an argument is unknown or out of range, or there is no such device.
     """
     kind = resolve("policies", config.kind, allow_modules=allow_modules, search_path=search_path)
+    from rlprompt.models import pick_device
+
+    where = pick_device(config.device)  # before the LM is loaded
     policy: PromptPolicy = kind(config, prompt_length=prompt_length, seed=seed)
-    return policy
+    return policy if where.type == "cpu" else policy.to(where)

@@ -87,6 +87,8 @@ class PolicyConfig(Section):
     context: str = ""
     """What the policy reads before it writes; empty means the tokenizer's BOS or EOS token, as published."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "cpu"
+    """Where the policy writes and learns: cpu, or with GRPO, RLOO, SFT and random also cuda, cuda:N or auto."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the policy's class: mode, hidden, top_k, fluent_top_k, logit_bias, ..."""
 
@@ -125,7 +127,9 @@ class EnvConfig(Section):
     """Answers drawn from the target for each (prompt, example); the reward is their mean."""
     best_of: int | None = Field(default=None, ge=1)
     """The training reward is the expected best of so many of the `samples`, not their mean (RLPrompt's style transfer:
-    32 of 128)."""
+    32 of 128). Only the training reward: what is recorded, and what the choice on dev compares, is the mean over the
+    samples, because that is what one answer of the served prompt is worth. Best of N is worth having only to those who
+    draw N answers and keep the one that the reward likes best."""
     turns: int = Field(default=1, ge=1)
     """With more than one, the target's failed answer enters the next observation and the policy writes again."""
     step_reward: Literal["terminal", "difference"] = "terminal"
@@ -159,8 +163,8 @@ class AlgorithmConfig(Section):
     """How the policy learns."""
 
     name: str = "ppo"
-    """ppo, sql, reinforce, grpo, rloo, sft, or random (samples of the untrained policy: the baseline at equal
-    budget)."""
+    """ppo, sql, reinforce, grpo, rloo, sft, or a baseline: random (samples of the untrained policy at equal budget),
+    greedy (its most probable text)."""
     iterations: int = Field(default=40, ge=1)
     lr: float = Field(default=5e-5, gt=0)
     """Adam's learning rate (RLPrompt: 5e-5)."""
@@ -281,6 +285,13 @@ class RunConfig(Section):
                 f"stabiliser {sorted(over_prompts)[0]} compares the prompts of a step, but env.num_envs is "
                 f"{self.env.num_envs}; use at least 2"
             )
+        if not self.env.per_input and (self.env.samples > 1 or self.env.best_of is not None):
+            raise ValueError(
+                "env.samples and env.best_of are for prompts that are written for one input; remove them, or set "
+                "env.kind=rewrite and env.level=instance"
+            )
+        if self.env.best_of is not None and self.env.step_reward == "difference":
+            raise ValueError("env.best_of is about whole prompts; set env.step_reward=terminal, or remove it")
         return self
 
 

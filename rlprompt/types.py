@@ -177,7 +177,10 @@ class Scores:
 
     @property
     def mean_rewards(self) -> FloatArray:
-        """Mean raw reward over the valid examples of each prompt, (P,); NaN for a prompt with none."""
+        """Mean raw reward over the valid examples of each prompt, (P,); NaN for a prompt with none.
+
+        Of pairs, the mean over the samples, with `env.best_of` too: what one answer to the prompt is worth.
+        """
         return masked_mean(self.rewards, self.valid)
 
     @property

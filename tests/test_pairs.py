@@ -158,3 +158,18 @@ def test_what_cannot_be_scored_in_pairs_is_said_in_one_line() -> None:
     with pytest.raises(BudgetExceededError):
         scorer.score_pairs([GOOD, BAD], examples)
     assert scorer.ledger.snapshot()["used"]["calls"] == 0
+
+
+@pytest.mark.parametrize(
+    ("env", "match"),
+    [
+        ({"samples": 4}, "env.samples and env.best_of are for prompts that are written for one input"),
+        ({"kind": "rewrite", "draft": "x", "best_of": 2}, "env.samples and env.best_of are for prompts"),
+        ({"kind": "stimulus", "samples": 4, "best_of": 2, "step_reward": "difference"}, "is about whole prompts"),
+    ],
+)
+def test_samples_that_nothing_would_use_are_refused(env: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=match) as caught:
+        parse_config({"env": env})
+    assert "\n" not in str(caught.value)
+    parse_config({"env": {"kind": "stimulus", "samples": 4, "best_of": 2}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from rlprompt.rewards import RewardCheck
     from rlprompt.scoring import Scorer
     from rlprompt.tasks import Task
-    from rlprompt.types import Scores
+    from rlprompt.types import Example, FloatArray, Scores
 
 MAX_CALLS = 8
 """Target calls of a check at most; the ledger of the check is limited to it."""
@@ -40,11 +41,13 @@ def check(config: ConfigFile, overrides: Overrides = None, allow_module: AllowMo
         task = task_from_config(resolved.task)
         rewards = RewardSet.from_config(resolved.reward, allow_modules=allowed, search_path=folder)
         checks = check_rewards(rewards, task)
-        prompt, policy = _write_one_prompt(resolved)
-        scorer, scores, seconds = _score(resolved, task, prompt, allowed, folder)
+        scorer = _small_scorer(resolved, task, allowed, folder)
+        examples = _some_examples(resolved, scorer)
+        prompts, policy = _write_prompts(resolved, scorer, examples)
+        scores, seconds = _score(resolved, scorer, prompts, examples)
     _say_parts(config, resolved, task, policy)
     _say_rewards(checks)
-    _say_scoring(prompt, scores, scorer, seconds)
+    _say_scoring(scores, scorer, seconds)
     _say_cost(resolved, task, scorer)
     failed = len(scores.failures)
     if failed == scores.valid.size:
@@ -59,48 +62,61 @@ def _resolve_algorithm(config: RunConfig) -> None:
     resolve("algorithms", config.algorithm.name)
 
 
-def _write_one_prompt(config: RunConfig) -> tuple[str, str]:
-    """Builds the policy, has it write its most probable prompt, and describes it."""
-    import numpy as np
-    import torch
-
-    from rlprompt.masks import decode, static_mask
-    from rlprompt.policies import build_policy
-    from rlprompt.policies.sampling import write_prompts
-
-    policy = build_policy(config.policy, prompt_length=config.env.prompt_length, seed=config.seed)
-    mask = static_mask(policy.tokenizer, config.env.mask, eos=config.env.eos)
-    tokens = write_prompts(
-        policy,
-        torch.tensor([policy.context_ids(config.policy.context)]),
-        static_mask=mask,
-        eos_id=policy.tokenizer.eos_token_id if config.env.eos else None,
-        no_repeat=config.env.mask.no_repeat,
-        length=config.env.prompt_length,
-        uniforms=None,
-    )
-    trainable = sum(parameter.numel() for parameter in policy.head.parameters())
-    words = f"{trainable:,} trainable parameters, {int(mask.sum()):,} of {len(mask):,} tokens may be written"
-    return decode(policy.tokenizer, np.asarray(tokens)[0]), words
-
-
-def _score(
-    config: RunConfig, task: Task, prompt: str, allowed: Sequence[str], folder: Path
-) -> tuple[Scorer, Scores, float]:
-    from rlprompt.calibration import CONTENT_FREE
+def _small_scorer(config: RunConfig, task: Task, allowed: Sequence[str], folder: Path) -> Scorer:
+    """Builds the scorer with the budget of a check."""
     from rlprompt.config import BudgetConfig
     from rlprompt.scoring import build_scorer
 
+    samples = _samples(config)
+    few = {"samples": samples, "best_of": None if config.env.best_of is None else min(config.env.best_of, samples)}
     budget = BudgetConfig.model_validate({"max_target_calls": MAX_CALLS})
-    small = config.model_copy(update={"budget": budget})
-    scorer = build_scorer(small, allow_modules=allowed, search_path=folder, task=task)
-    started = time.perf_counter()
+    small = config.model_copy(update={"budget": budget, "env": config.env.model_copy(update=few)})
+    return build_scorer(small, allow_modules=allowed, search_path=folder, task=task)
+
+
+def _samples(config: RunConfig) -> int:
+    """Answers of the target for each prompt of a check: two show as well as many whether drawing them works."""
+    return min(config.env.samples, 2)
+
+
+def _some_examples(config: RunConfig, scorer: Scorer) -> tuple[Example, ...]:
+    """The train examples of the check: as many as its target calls allow."""
+    from rlprompt.calibration import CONTENT_FREE
+
     count = _EXAMPLES
     if scorer.rewards.needs_original:  # every example is asked about twice
         count = MAX_CALLS // 2 - (len(CONTENT_FREE) if config.calibration == "contextual" else 0)
-    scores = scorer.score([prompt], scorer.minibatch(0, count)[:count])
+    if config.env.per_input:
+        demonstration = config.env.compose == "demonstration"
+        asked = (_samples(config) + demonstration) * (2 if scorer.rewards.needs_original else 1)
+        count = min(_EXAMPLES, max(MAX_CALLS // asked, 1))
+    return scorer.minibatch(0, count)[:count]
+
+
+def _write_prompts(config: RunConfig, scorer: Scorer, examples: Sequence[Example]) -> tuple[list[str], str]:
+    """Builds the policy, has it write its most probable prompt (or one for each example), and describes it."""
+    from rlprompt.masks import static_mask
+    from rlprompt.policies import build_policy
+    from rlprompt.search.random import greedy_prompts
+
+    policy = build_policy(config.policy, prompt_length=config.env.prompt_length, seed=config.seed)
+    mask = static_mask(policy.tokenizer, config.env.mask, eos=config.env.ends_with_eos)
+    prompts, _ = greedy_prompts(policy, config, scorer, examples if config.env.per_input else None)
+    trainable = sum(parameter.numel() for parameter in policy.head.parameters())
+    words = f"{trainable:,} trainable parameters, {int(mask.sum()):,} of {len(mask):,} tokens may be written"
+    return prompts, words
+
+
+def _score(
+    config: RunConfig, scorer: Scorer, prompts: Sequence[str], examples: Sequence[Example]
+) -> tuple[Scores, float]:
+    started = time.perf_counter()
+    if config.env.per_input:
+        scores = scorer.score_pairs(prompts, examples, samples=_samples(config))
+    else:
+        scores = scorer.score(prompts, examples)
     scorer.stabilise(scores)
-    return scorer, scores, time.perf_counter() - started
+    return scores, time.perf_counter() - started
 
 
 def _say_parts(path: Path, config: RunConfig, task: Task, policy: str) -> None:
@@ -126,17 +142,24 @@ def _say_rewards(checks: Sequence[RewardCheck]) -> None:
     say_table(rows)
 
 
-def _say_scoring(prompt: str, scores: Scores, scorer: Scorer, seconds: float) -> None:
+def _say_scoring(scores: Scores, scorer: Scorer, seconds: float) -> None:
     spent = scorer.ledger.snapshot()["used"]
     say()
+    examples = scores.valid.sum() if scores.row_example_ids is None else scores.prompt_valid.sum()
     rows = [
-        ["prompt", repr(prompt)],
-        ["reward", f"{number(float(scores.mean_rewards[0]))} on {int(scores.valid.sum())} examples"],
-        ["accuracy", number(float(scores.accuracies[0]))],
+        ["prompt", repr(scores.prompts[0])],
+        ["reward", f"{number(_mean(scores.mean_rewards))} on {int(examples)} examples"],
+        ["accuracy", number(_mean(scores.accuracies))],
         ["failed", str(len(scores.failures))],
         ["spent by this check", f"{spent['calls']} calls, {spent['tokens']} tokens, {seconds:.2f} s"],
     ]
     say_table(rows)
+
+
+def _mean(values: FloatArray) -> float:
+    """The mean of the numbers that are known."""
+    known = [value for value in values.tolist() if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
 
 
 def _say_cost(config: RunConfig, task: Task, scorer: Scorer) -> None:
@@ -153,25 +176,33 @@ def _say_cost(config: RunConfig, task: Task, scorer: Scorer) -> None:
     rows.append(["the run, at most", f"{total:,} calls, about {round(total * tokens):,} tokens"])
     rows.append(["budget", "no limit on calls" if limit is None else f"{limit:,} calls"])
     say_table(rows)
-    step = config.env.num_envs * _examples_per_step(config, task)
+    step = _calls_per_iteration(config, task)
     if limit is not None and limit < step:
         say(f"warning: the budget of {limit:,} calls ends before the first iteration, which needs {step:,}")
     elif limit is not None and limit < total:
         say(f"warning: the budget may end the run before its {config.algorithm.iterations} iterations")
 
 
-def _examples_per_step(config: RunConfig, task: Task) -> int:
-    return min(config.env.examples_per_step or len(task.train), len(task.train))
+def _calls_per_iteration(config: RunConfig, task: Task) -> int:
+    from rlprompt.runs.limits import calls_per_pair, examples_per_iteration, scorings
+
+    per_prompt = examples_per_iteration(config, task) * calls_per_pair(config) * scorings(config)
+    return config.env.num_envs * per_prompt
 
 
 def _estimated_calls(config: RunConfig, task: Task) -> dict[str, int]:
-    """Target calls of a run by purpose, if no prompt ever came twice."""
-    iterations, selection = config.algorithm.iterations, config.selection
+    """Target calls of a run by purpose, if no prompt ever came twice; SFT asks nothing."""
+    from rlprompt.runs.limits import calls_per_pair
+
+    parts = [*(stage.algorithm for stage in config.stages), config.algorithm]
+    iterations, selection = sum(part.iterations for part in parts if part.name != "sft"), config.selection
     prompts = iterations * config.env.num_envs
-    calls = {"training": prompts * _examples_per_step(config, task)}
-    on_dev = min(selection.top, prompts)
-    if selection.every is not None:
-        on_dev = min(prompts, on_dev + iterations // selection.every)
+    calls = {"training": iterations * _calls_per_iteration(config, task)}
+    measured = 0 if selection.every is None else sum(part.iterations for part in parts) // selection.every
+    if config.env.per_input:
+        calls["selection on dev"] = (1 + measured) * len(task.dev) * calls_per_pair(config)
+        return calls
+    on_dev = min(prompts, min(selection.top, prompts) + measured)
     calls["selection on dev"] = on_dev * len(task.dev)
     if config.calibration == "contextual":
         calls["calibration"] = prompts * 3

@@ -88,11 +88,14 @@ def _build(
     config: RunConfig, allow_modules: Sequence[str], search_path: str | Path | None
 ) -> tuple[list[Stage], Scorer, PromptPolicy]:
     """Builds the parts of a run, stages, scorer and policy, and checks that they can work together."""
+    from rlprompt.envs.contexts import MetaSettings
     from rlprompt.policies import build_policy
     from rlprompt.rewards import check_rewards
     from rlprompt.scoring import build_scorer
 
     stages = build_stages(config, allow_modules=allow_modules, search_path=search_path)
+    if config.env.kind != "token-prompt":
+        MetaSettings.from_config(config.env).load()  # a wrong meta-prompt is told of before there is a folder
     scorer = build_scorer(config, allow_modules=allow_modules, search_path=search_path)
     check_rewards(scorer.rewards, scorer.task)
     check_first_iteration(config, scorer.task)

@@ -91,7 +91,7 @@ def write(policy: Any, config: RunConfig, context: np.ndarray, keys: np.ndarray 
         )
     tokens = write_prompts(
         policy,
-        torch.from_numpy(np.ascontiguousarray(context)),
+        torch.from_numpy(np.ascontiguousarray(context)).to(policy.device),
         static_mask=static_mask(policy.tokenizer, env.mask, eos=env.ends_with_eos),
         eos_id=policy.tokenizer.eos_token_id if env.ends_with_eos else None,
         no_repeat=env.mask.no_repeat,

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from rlprompt.errors import ConfigError
 from rlprompt.types import Failure, Rendered
 
 _REMEMBERED = 8192
+_STAND_INS = range(0xF0000, 0xFFFFE)
+"""Private characters, one of which stands for a special token that a message spells while the rest is tokenised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,10 @@ class Encoded:
 class TextEncoder:
     """Tokenises each text once and as a whole, with the special tokens that the tokenizer adds by default.
 
+    In chat messages, special tokens come from the chat template alone. One that a content spells ("<|im_start|>") is
+    tokenised as the characters that it is, so that no prompt and no user's text can end its turn or begin another. In
+    plain text, which has no turns, the tokenizer's own reading holds: a template may spell special tokens there.
+
     Args:
         tokenizer: a transformers tokenizer.
     """
@@ -36,6 +44,10 @@ class TextEncoder:
         self._known: dict[Rendered, Encoded | Failure] = {}
         self._pieces: dict[str, tuple[int, ...]] = {}
         self._cuts: dict[tuple[tuple[str, str], ...], str] = {}
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        self._special = {int(token): str(text) for token, text in added.items() if text.special and str(text)}
+        longest_first = sorted(self._special.values(), key=len, reverse=True)
+        self._spelled = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def encode(self, rendered: Sequence[Rendered]) -> list[Encoded | Failure]:
         """Returns tokens and split point of each text; a `Failure` for one that has no tokens or no encoding.
@@ -46,6 +58,10 @@ class TextEncoder:
         if len(self._known) > _REMEMBERED:
             self._known.clear()
         new = list(dict.fromkeys(one for one in rendered if one not in self._known))
+        for one in new:
+            if any(self._spelled.search(content) for _, content in one.messages or ()):
+                self._known[one] = self._chat_with_markers(one)
+        new = [one for one in new if one not in self._known]
         for chat in (False, True):
             chosen = [one for one in new if (one.messages is not None) == chat]
             texts = [self._chat(one) if chat else (one.text or "", one.split) for one in chosen]
@@ -128,6 +144,64 @@ class TextEncoder:
         if cut not in self._cuts:
             self._cuts[cut] = self._apply_template(cut)
         return text, _agreement(text, self._cuts[cut])
+
+    def _chat_with_markers(self, rendered: Rendered) -> Encoded | Failure:
+        """Tokenises messages in which a content spells special tokens; those are characters, the template's are not.
+
+        A stand-in of one character takes the place of each of them. So the tokenizer itself says where the template's
+        special tokens are, and only the stretches with a stand-in are tokenised anew, as plain characters.
+        """
+        messages = rendered.messages or ()
+        said = "".join(content for _, content in messages)
+        if not _is_unicode(said):
+            return Failure("target", "malformed", "the text holds half of a surrogate pair")
+        spelled = list(dict.fromkeys(self._spelled.findall(said)))
+        if not self._fast:
+            return Failure(
+                "target", "unsupported", f"the text spells {spelled[0]!r}, which this tokenizer cannot split"
+            )
+        free = islice((chr(code) for code in _STAND_INS if chr(code) not in said), len(spelled))
+        stand_ins = dict(zip(spelled, free, strict=True))
+        back = {ord(stand_in): text for text, stand_in in stand_ins.items()}
+        hidden = [(role, self._spelled.sub(lambda found: stand_ins[found[0]], content)) for role, content in messages]
+        template = self._apply_template(hidden)
+        tokens: list[int] = []
+        ends: list[int] = []
+        offset = 0
+        for part, ids, places in self._stretches(template):
+            text = part.translate(back)
+            if text != part:
+                plain = self.tokenizer(
+                    text,
+                    add_special_tokens=False,
+                    split_special_tokens=True,
+                    return_offsets_mapping=True,
+                    verbose=False,
+                )
+                ids, places = plain["input_ids"], [end for _, end in plain["offset_mapping"]]
+                if not self._special.keys().isdisjoint(ids):
+                    return Failure("target", "unsupported", f"this tokenizer cannot split {spelled[0]!r}")
+            tokens += ids
+            ends += [offset + place for place in places]
+            offset += len(text)
+        text, split = self._chat(rendered)
+        return self._cut(text, tuple(tokens), ends, split, special=False)
+
+    def _stretches(self, text: str) -> list[tuple[str, list[int], list[int]]]:
+        """Cuts a text at its special tokens: each part with its tokens, and their ends within it."""
+        batch = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        found: list[tuple[str, list[int], list[int]]] = []
+        done = 0
+        ids: list[int] = []
+        ends: list[int] = []
+        for token, (start, end) in zip(batch["input_ids"], batch["offset_mapping"], strict=True):
+            if token in self._special:
+                found += [(text[done:start], ids, ends), (text[start:end], [token], [end - start])]
+                done, ids, ends = end, [], []
+            else:
+                ids.append(token)
+                ends.append(end - done)
+        return [*found, (text[done:], ids, ends)]
 
     def _apply_template(self, messages: Sequence[tuple[str, str]]) -> str:
         if not getattr(self.tokenizer, "chat_template", None):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 import torch
 
 from rlprompt.algorithms.rllib.batches import episode_columns, masked_logits, token_logp, valid_episodes
-from rlprompt.algorithms.rllib.engine import Engine
+from rlprompt.algorithms.rllib.engine import Engine, check_settings
 from rlprompt.config import RunConfig, parse_config
+from rlprompt.errors import ConfigError
 from rlprompt.policies import build_policy
 from rlprompt.runs import train
 from rlprompt.scoring import build_scorer
@@ -91,6 +93,13 @@ def test_an_iteration_makes_one_forward_per_token_and_the_first_ratio_is_one() -
     assert metrics["loss/ratio"] == pytest.approx(1.0, abs=1e-4)
     assert {"entropy", "unique_prompt_rate", "zero_spread_share"} <= metrics.keys()
     engine.close()
+
+
+def test_a_policy_on_another_device_is_refused() -> None:
+    policy: Any = SimpleNamespace(device=torch.device("cuda:0"))
+    config = parse_config({"policy": {"device": "cuda"}})
+    with pytest.raises(ConfigError, match=r"policy.device is cuda, but ppo trains on the CPU.*grpo or rloo"):
+        check_settings(config, policy)
 
 
 def test_only_the_head_is_in_the_state() -> None:

@@ -91,8 +91,9 @@ def test_token_steps_and_whole_prompts_give_the_same_weights(algorithm: dict[str
     [
         {"level": "instance", "meta_prompt": "w03 {draft} {input} {feedback}", "rewrites_per_input": 2, "turns": 3},
         {"level": "task", "meta_prompt": "w03 {draft} w05 {feedback}", "turns": 2},
+        {"level": "instance", "meta_prompt": "w03 {input}", "draft": "", "step_reward": "difference"},
     ],
-    ids=["instance", "task"],
+    ids=["instance", "task", "a reward for each token"],
 )
 def test_rewrites_give_the_same_weights_in_both_action_modes(env: dict[str, Any]) -> None:
     rewriting = {"kind": "rewrite", "draft": "w01 w02", "prompt_length": 4, **env}

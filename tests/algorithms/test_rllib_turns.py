@@ -18,13 +18,15 @@ class FakeEpisode:
         self, actions: list[Any], rewards: list[float], turns: list[int], waiting: tuple[int, ...] = ()
     ) -> None:
         self.actions, self.rewards, self.turns, self.waiting = actions, rewards, turns, waiting
+        self.token_rewards: dict[int, list[float]] = {}
 
     def __len__(self) -> int:
         return len(self.actions)
 
     def get_infos(self, index: int) -> dict[str, Any]:
-        turn = self.turns[index]
-        return {"turn": turn, "waiting": turn in self.waiting}
+        turn = [*self.turns, self.turns[-1]][index]
+        found = {"turn": turn, "waiting": turn in self.waiting}
+        return found | ({"token_rewards": self.token_rewards[index]} if index in self.token_rewards else {})
 
     def get_observations(self, index: int) -> dict[str, Any]:
         return {"key": np.array([0, 0]), "context": np.array([7, self.turns[index]])}
@@ -56,6 +58,13 @@ def test_each_turn_is_a_row_and_a_turn_of_waiting_is_none() -> None:
     ]
     check(episode_columns(tokens, 3, EOS))
     check(episode_columns(whole, 3, EOS))
+
+
+def test_a_whole_prompt_says_which_token_brought_what() -> None:
+    # What came while the first prompt waited for others (0.25) belongs to its EOS.
+    episode = FakeEpisode([[5, EOS, EOS], [6, 6, 6]], [0.75, 1.5], [0, 1])
+    episode.token_rewards = {1: [0.5, 0.0, 0.25], 2: [0.5, 0.0, 1.0]}
+    assert episode_columns([episode], 3, EOS)["rewards"].tolist() == [[0.5, 0.25, 0.0], [0.5, 0.0, 1.0]]
 
 
 def columns(rewards: list[list[float]], values: list[list[float]], tokens: list[list[int]]) -> dict[str, torch.Tensor]:

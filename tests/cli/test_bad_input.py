@@ -41,6 +41,12 @@ VERBS = ["train", "check"]
         ("task.name=rotten-tomatos", ["rotten-tomatos", "did you mean 'rotten-tomatoes'?"]),
         ("task.template='{sentence} {prompt}'", ["sentence"]),
         ("task.template='{input} only'", ["prompt"]),
+        ("env={kind: rewrite, meta_prompt: Improve this., draft: x}", ["meta-prompt has no slot {draft}"]),
+        ("env={kind: rewrite}", ["has the slot {draft}, but env.draft is empty"]),
+        ("env={kind: stimulus, meta_prompt: prewrite}", ["meta-prompt 'prewrite' has no slot {input}"]),
+        ("policy.device=gpu", ["device 'gpu' is unknown; use auto, cpu, cuda or cuda:N"]),
+        ("policy.device=cuda:99", ["device 'cuda:99'", "CUDA devices; use device=auto or cpu"]),
+        ("env={samples: 4}", ["env.samples and env.best_of are for prompts that are written for one input"]),
     ],
     ids=lambda value: value.split("=")[0] if isinstance(value, str) else "",
 )

@@ -98,3 +98,26 @@ def test_a_reward_that_compares_with_the_original_keeps_to_eight_calls_and_is_in
     assert "calls for the original prompt 8" in lines  # 4 train and 4 dev rows
     # made-up outputs as above, less the original's, which say nothing: gap 0
     assert any(line.startswith("gap-over-original 1 160.0000 -144.0000 0.0000") for line in lines)
+
+
+def test_prompts_for_single_inputs_are_written_and_scored_in_pairs(
+    small_config: Callable[..., Path], capsys: pytest.CaptureFixture[str], asked: list[int]
+) -> None:
+    env = {"kind": "rewrite", "level": "instance", "meta_prompt": "w01 {input}", "prompt_length": 3, "num_envs": 4}
+    stages = [{"name": "warm-up", "algorithm": {"name": "sft", "iterations": 7}}]
+    assert main(["check", str(small_config(env={**env, "turns": 1}, stages=stages)), "selection.every=2"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    # 3 iterations * 4 prompts, each on its own example; 4 dev inputs at the end and after each 2 of 10 iterations
+    assert "calls for training 12" in lines
+    assert "calls for selection on dev 24" in lines
+    assert any(line.startswith("reward ") and line.endswith(" on 4 examples") for line in lines)
+    assert sum(asked) == 4
+
+
+def test_a_task_level_rewrite_is_written_after_its_meta_prompt(
+    small_config: Callable[..., Path], capsys: pytest.CaptureFixture[str], asked: list[int]
+) -> None:
+    env = {"kind": "rewrite", "meta_prompt": "w01 {draft}", "draft": "w02", "prompt_length": 3, "num_envs": 4}
+    assert main(["check", str(small_config(env=env))]) == 0
+    assert "calls for training 48" in " ".join(capsys.readouterr().out.split())
+    assert sum(asked) == 4

@@ -18,6 +18,7 @@ from rlprompt.scoring import scorer_spec
 ENV_ID = "rlprompt.envs:rlprompt/Rewrite-v0"
 MODEL = "smollm2-135m-instruct"
 EOS = 50
+SEQUENCE_OF_TURNS = {"action": "sequence", "turns": 2, "meta_prompt": "{input}\n{feedback}"}
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +60,16 @@ def play(env, rows):
     return [env.step(column) for column in np.array(rows).T]
 
 
-@pytest.mark.parametrize("options", [{}, {"level": "task"}, {"step_reward": "difference"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"level": "task"}, {"step_reward": "difference"}, {"action": "sequence"}, SEQUENCE_OF_TURNS]
+)
 def test_the_environment_checker_has_nothing_to_say(rewrite, options):
-    # Not for whole prompts: the checker takes an episode of one step that reaches the limit without EOS for a fault.
+    env = gymnasium.make(ENV_ID, **rewrite(**options))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_env(gymnasium.make(ENV_ID, **rewrite(**options)).unwrapped, skip_render_check=True)
+        # The form with whole prompts is a wrapper, and the checker says so.
+        warnings.filterwarnings("ignore", message=".*different from the unwrapped version.*")
+        check_env(env.env.env if "action" in options else env.unwrapped, skip_render_check=True)
 
 
 def test_a_spec_survives_json(rewrite):
@@ -136,7 +141,8 @@ def test_whole_rewrites_have_the_rewards_of_their_tokens(rewrite):
     whole.reset()
     _, rewards, terminated, truncated, infos = whole.step(np.array(rows))
     assert rewards == pytest.approx(sum(step[1] for step in steps))
-    assert (terminated.tolist(), truncated.tolist()) == ([False, True], [True, False])
+    assert infos["token_rewards"] == pytest.approx(np.stack([step[1] for step in steps], axis=1))
+    assert (terminated.tolist(), truncated.tolist()) == ([True, True], [False, False])
     scorer = whole.unwrapped.writing.scorer
     empty = scorer.score_pairs(["", ""], whole.unwrapped.writing.inputs).mean_rewards
     assert rewards == pytest.approx(infos["raw_reward"] - empty)
@@ -233,6 +239,42 @@ def test_a_long_input_is_cut_for_the_policy_and_not_for_the_target(rewrite, toke
     assert text.startswith("Fit it to: item 3 é{x}")
     assert ("Fit it to: " + big.input).startswith(text)
     assert scorer.task.template.render("w01", big).text == f"{big.input} w01"
+
+
+def test_a_draft_in_another_script_is_read_and_written_byte_for_byte(rewrite, tokenizer):
+    draft = "Определи тон отзыва: 好 или 差؟ \U0001f469\u200d\U0001f373"
+    env = RewriteEnv(**rewrite(level="task", tokenizer=MODEL, draft=draft, prompt_length=64))
+    context = env.reset()[0]["context"].tolist()
+    assert f"\nInstruction: {draft}<|im_end|>" in tokenizer.decode(context, clean_up_tokenization_spaces=False)
+    tokens = tokenizer.encode(draft, add_special_tokens=False)
+    steps = [env.step(token) for token in (*tokens, tokenizer.eos_token_id)]
+    info = steps[-1][4]
+    assert (info["prompt"], info["valid"]) == (draft, True)
+    # Tokens of half a character are masked, so a policy writes such a text only where whole characters are tokens.
+    masked = [step[4]["masked_action"] for step in steps[:-1]]
+    halves = ["\ufffd" in tokenizer.decode([token]) for token in tokens]
+    assert masked == halves
+    assert 0 < sum(halves) < len(halves)
+
+
+def test_half_a_character_that_is_written_all_the_same_is_no_crash(rewrite, tokenizer):
+    half = next(token for token in tokenizer.encode("差") if "\ufffd" in tokenizer.decode([token]))
+    env = RewriteEnv(**rewrite(level="task", tokenizer=MODEL))
+    env.reset()
+    env.step(half)
+    *_, info = env.step(tokenizer.eos_token_id)
+    assert (info["prompt"], info["valid"]) == ("\ufffd", True)
+
+
+def test_a_draft_of_ten_thousand_characters_is_read_whole_or_refused(rewrite, tokenizer):
+    draft = "Compare trains with ships. " * 400
+    assert len(draft) > 10_000
+    env = RewriteEnv(**rewrite(level="task", tokenizer=MODEL, draft=draft))
+    context = env.reset()[0]["context"]
+    assert draft in tokenizer.decode(context[context >= 0])
+    with pytest.raises(ConfigError, match=r"tokens without the input, but the policy can read 1000") as caught:
+        RewriteEnv(**rewrite(level="task", tokenizer=MODEL, draft=draft, max_context=1000))
+    assert len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize(

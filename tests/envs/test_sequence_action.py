@@ -14,18 +14,19 @@ def test_a_whole_prompt_has_the_reward_of_its_tokens(kwargs, step_reward, tokens
     arguments = kwargs(step_reward=step_reward, eos=True, mask={"no_repeat": True})
     env = TokenPromptEnv(**arguments)
     env.reset()
-    total, masked, ended = 0.0, False, False
-    for token in tokens:
+    rewards, masked, ended = [0.0] * 3, False, False
+    for place, token in enumerate(tokens):
         if not ended:
-            observation, reward, terminated, truncated, info = env.step(token)
-            total += reward
+            observation, rewards[place], terminated, truncated, info = env.step(token)
             masked |= info["masked_action"]
             ended = terminated or truncated
     whole = SequenceAction(TokenPromptEnv(**arguments))
     whole.reset()
     observation_, reward_, terminated_, truncated_, info_ = whole.step(np.array(tokens))
-    assert reward_ == pytest.approx(total)
-    assert (terminated_, truncated_) == (terminated, truncated)
+    assert reward_ == pytest.approx(sum(rewards))
+    assert info_["token_rewards"] == pytest.approx(rewards)
+    assert (terminated_, truncated_) == (True, False)  # the length is part of the action, no limit of time
+    assert (terminated, truncated) == ((False, True) if EOS not in tokens else (True, False))
     assert observation_["tokens"].tolist() == observation["tokens"].tolist()
     assert info_["prompt"] == info["prompt"]
     assert info_["masked_action"] == masked == (tokens == [4, 4, 4])
@@ -43,8 +44,8 @@ def test_whole_prompts_of_a_vector_have_the_rewards_of_their_tokens(kwargs, coun
     whole.reset()
     observations_, rewards_, terminated_, truncated_, infos_ = whole.step(rows)
     assert rewards_ == pytest.approx(rewards)
-    assert terminated_.tolist() == terminated.tolist() == [False, True, True]
-    assert truncated_.tolist() == truncated.tolist() == [True, False, False]
+    assert (terminated.tolist(), truncated.tolist()) == ([False, True, True], [True, False, False])
+    assert (terminated_.tolist(), truncated_.tolist()) == ([True] * 3, [False] * 3)
     assert np.array_equal(observations_["tokens"], observations["tokens"])
     assert infos_["prompt"].tolist() == infos["prompt"].tolist()
     assert len(calls) == 1

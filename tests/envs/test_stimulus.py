@@ -79,6 +79,9 @@ def test_the_checker_is_quiet_and_the_id_makes_it(stimulus):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_env(env.unwrapped, skip_render_check=True)
+        warnings.filterwarnings("ignore", message=".*different from the unwrapped version.*")
+        whole = gymnasium.make(ENV_ID, **stimulus(prompt_length=3, action="sequence"))
+        check_env(whole.env.env, skip_render_check=True)
     again = gymnasium.make(gymnasium.envs.registration.EnvSpec.from_json(env.spec.to_json()))
     assert again.observation_space == env.observation_space
     assert isinstance(gymnasium.make_vec(ENV_ID, num_envs=2, **stimulus()).unwrapped, StimulusVectorEnv)

@@ -23,7 +23,10 @@ def play(env, tokens, **reset):
     return steps, steps[-1][4]
 
 
-@pytest.mark.parametrize("options", [{}, {"eos": True}, {"step_reward": "difference"}, {"action": "sequence"}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"eos": True}, {"step_reward": "difference"}, {"action": "sequence"}, {"action": "sequence", "eos": True}],
+)
 def test_the_environment_checker_has_nothing_to_say(kwargs, options):
     env = gymnasium.make(ENV_ID, **kwargs(**options))
     base = env.unwrapped if options.get("action") != "sequence" else env.env.env

@@ -8,7 +8,7 @@ import pytest
 from rlprompt.config import SelectionConfig
 from rlprompt.errors import BudgetExceededError
 from rlprompt.runs.records import PromptRecord, prompt_id
-from rlprompt.runs.selection import Candidates, mixed_order, most_dev_calls, racing_parts, select
+from rlprompt.runs.selection import Candidates, PolicyChoice, mixed_order, most_dev_calls, racing_parts, select
 from rlprompt.types import Example
 
 DEV = tuple(Example(id=f"dev/{row}", input="", reference=row // 8) for row in range(16))  # sorted by class
@@ -153,3 +153,34 @@ def test_parts_of_dev_are_balanced_and_seeded() -> None:
 def test_the_most_calls_of_a_choice_without_racing() -> None:
     assert most_dev_calls(SelectionConfig(top=16), 100, 64) == 16 * 64
     assert most_dev_calls(SelectionConfig(top=16), 3, 64) == 3 * 64
+
+
+def test_of_policies_the_one_whose_greedy_prompts_are_best_on_dev_is_kept() -> None:
+    def measured(*values: tuple[float, float]) -> list[PromptRecord]:
+        return [make_record("p", reward, phase="dev", accuracy=accuracy) for accuracy, reward in values]
+
+    choice = PolicyChoice()
+    assert choice.describe() is None
+    choice.offer(1, measured((math.nan, math.nan)), {"w": 1})  # all failed: nothing is known
+    assert (choice.newest, choice.best) == (1, None)
+    choice.offer(2, measured((1.0, 3.0), (0.0, 1.0)), {"w": 2})
+    assert choice.describe() == {
+        "prompt": None,
+        "selected_on": "dev",
+        "train_reward": None,
+        "dev_accuracy": 0.5,
+        "dev_reward": 2.0,
+        "iterations": 2,
+    }
+    choice.offer(3, measured((0.5, 1.0)), {"w": 3})  # as right, less reward
+    assert choice.best is not None
+    assert choice.best["policy"] == {"w": 2}
+    choice.offer(4, measured((0.5, 2.0)), {"w": 4})  # equal in both: the later one
+    assert choice.best["policy"] == {"w": 4}
+    choice.offer(5, measured((math.nan, 9.0)), {"w": 5})  # not known to be right
+    assert choice.best["policy"] == {"w": 4}
+    by_reward = PolicyChoice("reward")
+    by_reward.offer(1, measured((1.0, 1.0)), {"w": 1})
+    by_reward.offer(2, measured((0.0, 2.0)), {"w": 2})
+    assert by_reward.best is not None
+    assert by_reward.best["policy"] == {"w": 2}

@@ -12,6 +12,7 @@ from rlprompt.errors import TaskError
 from rlprompt.tasks import Task, list_tasks, load_task, task_from_config
 from rlprompt.tasks.cards import built_in, read_card
 from rlprompt.tasks.sources import permutation
+from rlprompt.types import Example
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +27,10 @@ def test_all_tasks_are_listed() -> None:
     ]
 
 
-CHAT = ("boolq", "commonsenseqa", "commonsenseqa-text", "xsum")
-"""Cards with a template for chat models; the others are those of the RLPrompt paper."""
+CHAT = ("boolq", "commonsenseqa", "commonsenseqa-text", "rotten-tomatoes", "xsum")
+"""Cards with a template for chat models."""
+OTHERS = ("boolq", "commonsenseqa", "commonsenseqa-text", "xsum")
+"""Cards of tasks that are not in the RLPrompt paper."""
 
 
 @pytest.mark.parametrize("name", built_in())
@@ -37,7 +40,7 @@ def test_every_card_is_valid_and_named_as_its_file(name: str) -> None:
     assert (card.template_chat is not None) == (name in CHAT)
 
 
-@pytest.mark.parametrize("name", sorted(set(built_in()) - set(CHAT)))
+@pytest.mark.parametrize("name", sorted(set(built_in()) - set(OTHERS)))
 def test_the_cards_of_the_paper_have_its_template_and_one_for_masked_targets(name: str) -> None:
     card, _ = read_card(name)
     assert card.template == "{input} {prompt}"
@@ -64,6 +67,13 @@ def test_rotten_tomatoes_never_changes(rotten_tomatoes: Task) -> None:
     assert [example.id for example in rotten_tomatoes.test[:6]] == [
         *("test/30138", "test/26160", "test/32058", "test/28177", "test/29976", "test/28459")
     ]
+
+
+def test_rotten_tomatoes_for_chat_models_has_the_review_before_the_prompt() -> None:
+    task = task_from_config(TaskConfig(name="rotten-tomatoes", variant="chat", shots=1, dev_shots=1, test_limit=1))
+    assert task.choices == ("negative", "positive")
+    rendered = task.template.render("Good or bad?", Example("a", "Fine film ."))
+    assert rendered.messages == (("user", "Review: Fine film .\n\nGood or bad?"),)
 
 
 def test_the_configuration_draws_few_shots_and_limits_test() -> None:

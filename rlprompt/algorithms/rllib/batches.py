@@ -169,7 +169,8 @@ def episode_columns(episodes: list[Any], length: int, eos_id: int | None) -> dic
 
     A prompt is a row, so an episode of several turns has several, in order, with the same number in `episode`. Tokens
     after the first EOS are dropped (-1, mask 0). A reward that came while a finished prompt waited, for its turn's end
-    or for all that follows, belongs to its last written token, and so does that of a whole-prompt step.
+    or for all that follows, belongs to its last written token. A whole-prompt step says in its info which token brought
+    what; where it does not, all of it belongs to the last one.
     """
     turns = [turn for number, episode in enumerate(episodes) for turn in _turns(episode, number, length, eos_id)]
     tokens = np.stack([turn.tokens for turn in turns])
@@ -207,10 +208,22 @@ def _turns(episode: Any, number: int, length: int, eos_id: int | None) -> list[_
         tokens = np.full(length, -1, dtype=np.int64)
         tokens[:written] = actions[:written]
         rewards = np.zeros(length, dtype=np.float32)
-        for step, reward in enumerate(all_rewards[start:end]):
-            rewards[written - 1 if end - start == 1 else min(step, written - 1)] += reward
+        for step, reward in enumerate(_step_rewards(episode, all_rewards, start, end, written)):
+            rewards[min(step, written - 1)] += reward
         found.append(_Turn(number, tokens, rewards, episode.get_observations(start)["context"]))
     return found
+
+
+def _step_rewards(episode: Any, rewards: np.ndarray, start: int, end: int, written: int) -> np.ndarray:
+    """Returns what each token of a turn brought; of a whole-prompt step, what its info says."""
+    if end - start > 1:
+        return rewards[start:end]
+    by_token = episode.get_infos(end).get("token_rewards")
+    if by_token is not None:
+        return np.asarray(by_token, dtype=np.float32)
+    whole = np.zeros(written, dtype=np.float32)
+    whole[-1] = rewards[start]
+    return whole
 
 
 def _segments(episode: Any) -> list[tuple[int, int, bool]]:

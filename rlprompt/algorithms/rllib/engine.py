@@ -82,6 +82,11 @@ def check_settings(config: RunConfig, policy: PromptPolicy) -> None:
         ConfigError: so it is; the message says what to do.
     """
     algorithm = config.algorithm
+    if policy.device.type != "cpu":
+        raise ConfigError(
+            f"policy.device is {config.policy.device}, but {algorithm.name} trains on the CPU; use policy.device=cpu, "
+            "or algorithm.name=grpo or rloo"
+        )
     if algorithm.name == "sql" and not policy.frozen_features:
         raise ConfigError(
             f"algorithm.name is sql, which would need a second '{policy.kind}' as target network; use ppo or "

@@ -111,7 +111,8 @@ class _Encoder:
 
     def of(self, example: Example, target: str) -> Pair:
         """Pairs an example of an instance-level env with a text; the context is the one that the env shows for it."""
-        assert isinstance(self._contexts, MetaContexts)  # a per-input env has one
+        if not isinstance(self._contexts, MetaContexts):
+            raise ConfigError("this env shows no inputs; set env.level=instance")
         _, context = self._contexts.one(example)
         return self._pair({"id": example.id, "input": example.input, "target": target}, context)
 

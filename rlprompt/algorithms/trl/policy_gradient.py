@@ -37,6 +37,10 @@ METRICS = {
 """What TRL notes of a step, and the name under which the run keeps it."""
 
 
+ROUNDING = 1e-6
+"""Largest relative error of a group's mean in float32, with room."""
+
+
 class NoSignal(Exception):  # noqa: N818 - not an error: a step without one valid prompt teaches nothing
     """The step has no valid prompt."""
 
@@ -55,6 +59,11 @@ class PromptTrainer:
     """Weight of the KL in units of reward per nat; moves where `algorithm.kl_target` is set."""
     seconds: float = 0.0
     loss: float = float("nan")
+
+    @property
+    def kl_in_advantages(self) -> bool:
+        """Whether TRL itself subtracts the KL from what `Rollout.score` returned."""
+        return False
 
     def begin(self, rollout: Rollout, settings: AlgorithmConfig, start: int, state: Json | None) -> None:
         """Makes the trainer ready; done after TRL's own `__init__`, which would load a reference model by name."""
@@ -87,6 +96,9 @@ class PromptTrainer:
     def _prepare_inputs(self, rows: Any) -> dict[str, torch.Tensor]:
         # One optimisation step per batch, in the order of the episodes: TRL's shuffling would only cost a draw.
         batch: dict[str, torch.Tensor] = self._generate_and_score_completions(rows)  # type: ignore[attr-defined]
+        silence_flat_groups(
+            batch["advantages"], self.rollout.rewards, self.rollout.group_size, kl_inside=self.kl_in_advantages
+        )
         return without(batch, torch.from_numpy(self.rollout.scores.prompt_valid.copy()))
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -135,6 +147,29 @@ class PromptTrainer:
                     horizon=self.settings.kl_horizon,
                 )
             )
+
+
+def silence_flat_groups(
+    advantages: torch.Tensor, rewards: list[float | None], group_size: int, *, kl_inside: bool
+) -> None:
+    """Sets the advantages of groups whose rewards do not differ to 0, in place.
+
+    In float32 a group's mean differs from its equal rewards by a rounding error, and Adam would make a whole step of
+    it.
+
+    Args:
+        advantages: (B,), groups side by side.
+        rewards: (B,), None where a prompt failed.
+        group_size: prompts of a group.
+        kl_inside: whether the advantages hold a KL that the rewards do not: then only rounding errors are removed.
+    """
+    for first in range(0, len(rewards), group_size):
+        known = [reward for reward in rewards[first : first + group_size] if reward is not None]
+        group = advantages[first : first + group_size]
+        if len(set(known)) > 1:
+            continue
+        if not kl_inside or not known or bool((group.abs() <= ROUNDING * abs(known[0])).all()):
+            group.zero_()
 
 
 def without(batch: dict[str, torch.Tensor], valid: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -22,6 +22,11 @@ class PromptRLOO(PromptTrainer, RLOOTrainer):  # type: ignore[misc]
     def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any) -> list[list[int]]:
         return self._written
 
+    @property
+    def kl_in_advantages(self) -> bool:
+        """Whether TRL itself subtracts the KL from what `Rollout.score` returned."""
+        return bool(self.beta)
+
 
 def make(settings: AlgorithmConfig, shared: Json, parts: Json) -> PromptRLOO:
     """Builds the trainer."""

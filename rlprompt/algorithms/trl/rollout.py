@@ -38,9 +38,11 @@ class Rollout:
     """
 
     readings: Readings
-    """Of the newest iteration, as the next two."""
+    """Of the newest iteration, as the next three."""
     scores: Scores
     training_rewards: FloatArray
+    rewards: list[float | None]
+    """What TRL got."""
 
     def __init__(self, run: RunContext) -> None:
         self.run = run
@@ -121,9 +123,10 @@ class Rollout:
             ratios = self._log_ratio(written)
             rewards = rewards - self.kl_coeff * ratios
             self.kl = float(ratios.mean())
-        return [
+        self.rewards = [
             float(reward) if valid else None for reward, valid in zip(rewards, self.scores.prompt_valid, strict=True)
         ]
+        return self.rewards
 
     def _ask(self, iteration: int, prompts: list[str]) -> Scores:
         scorer, env, readings = self.run.scorer, self.config.env, self.readings

@@ -9,7 +9,7 @@ import torch
 from toy import ToyRun, make_config
 
 from rlprompt.algorithms.trl.grpo import beta
-from rlprompt.algorithms.trl.policy_gradient import without
+from rlprompt.algorithms.trl.policy_gradient import silence_flat_groups, without
 from rlprompt.config import RunConfig
 from rlprompt.errors import BudgetExceededError, ConfigError
 from rlprompt.registry import resolve
@@ -199,6 +199,28 @@ def test_the_entropy_bonus_has_a_gradient() -> None:
     (0.5 * (chances * chances.log()).sum(dim=-1).mean()).backward()  # minus the mean entropy of the two places
     assert table.grad is not None
     np.testing.assert_allclose(gradient(run)[:, :WORDS], table.grad.numpy(), atol=2e-5)
+
+
+@pytest.mark.parametrize("kl_coeff", [0.0, 0.1])
+@pytest.mark.parametrize(("algorithm", "scale"), [("rloo", "none"), ("grpo", "none"), ("grpo", "group")])
+def test_equal_rewards_move_nothing(algorithm: str, scale: str, kl_coeff: float) -> None:
+    settings = {"name": algorithm, "iterations": 1, "scale_rewards": scale, "kl_coeff": kl_coeff}
+    run = ToyRun(make_config(algorithm=settings), lambda prompt: 52.7)  # its mean over eight is no float32
+    before = run.policy.trainable_state()["table"]
+    resolve("algorithms", algorithm)(run)
+    assert torch.equal(run.iterations[0]["weights"]["table"], before)
+
+
+def test_only_rounding_errors_are_taken_out_where_the_advantages_hold_the_kl() -> None:
+    rewards = [2.0, 2.0, None, 3.0]
+    advantages = torch.tensor([1e-7, -1e-7, 0.5, -0.5])
+    silence_flat_groups(advantages, rewards, 2, kl_inside=True)
+    assert advantages.tolist() == [0.0, 0.0, 0.5, -0.5]
+    silence_flat_groups(advantages, rewards, 2, kl_inside=False)  # one known reward of a group cannot differ
+    assert advantages.tolist() == [0.0, 0.0, 0.0, 0.0]
+    advantages = torch.tensor([0.1, -0.1])
+    silence_flat_groups(advantages, [2.0, 2.0], 2, kl_inside=True)
+    assert advantages.tolist() == pytest.approx([0.1, -0.1])
 
 
 @pytest.mark.parametrize(("target", "factor"), [(1e-6, 1.02), (100.0, 0.98)])

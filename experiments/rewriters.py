@@ -1,0 +1,207 @@
+"""PRewrite: the draft, the untrained rewriter and rewriters trained by PPO and GRPO, at equal target calls.
+
+Command: python experiments/rewriters.py [--config experiments/rlprompt/prewrite.yaml] [--seeds 0 1 2] [a.b=c ...]
+One run a (seed, method); what is in experiments/results/rewriters/NAME/ is skipped, so a stop loses one run at most.
+Prompts are tested once for each seed, all in one pass. Rewrites its part of experiments/README.md.
+
+"I" is the policy's most probable rewrite; "S" is the best on dev of all that were scored (for the untrained rewriter:
+of as many samples as the budget allows). Trained rewriters and the untrained S have the same budget.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+# The checkout replaces this script's folder on the path: experiments/rlprompt holds recipes, not the package.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from experiments.report import arguments, machine, read_config, replace_section
+from rlprompt.config import RunConfig
+from rlprompt.errors import RLPromptError, RunError
+from rlprompt.evaluation import Evaluation, evaluate, paired_bootstrap, seed_summary
+from rlprompt.policies import build_policy, load_policy
+from rlprompt.runs import train
+from rlprompt.scoring import build_scorer
+from rlprompt.search.random import greedy_prompts
+from rlprompt.targets import target_from_config
+from rlprompt.tasks import task_from_config
+from rlprompt.types import Json
+
+HERE = Path(__file__).resolve().parent
+METHODS = ("random", "ppo", "grpo")
+"""Algorithms of the runs; "random" samples the untrained rewriter."""
+NAMES = {"random": "untrained rewriter", "ppo": "PPO", "grpo": "GRPO"}
+
+
+def configured(config: RunConfig, method: str) -> RunConfig:
+    """Returns the recipe with another algorithm; GRPO makes its own advantages of the scaled rewards."""
+    algorithm: dict[str, Any] = {"name": method}
+    stabilisers = config.stabilisers
+    if method == "random":
+        algorithm["kl_coeff"] = 0.0
+    if method == "grpo":
+        stabilisers = [entry for entry in stabilisers if entry.name != "leave-one-out"]
+    return config.model_copy(
+        update={
+            "name": f"{config.name}-{method}",
+            "algorithm": config.algorithm.model_copy(update=algorithm),
+            "stabilisers": stabilisers,
+        }
+    )
+
+
+def run_cell(config: RunConfig, method: str) -> Json | None:
+    """Makes one run; returns its two prompts and what they cost, None after a Ctrl-C."""
+    started = time.perf_counter()
+    run = configured(config, method)
+    result = train(run)
+    if result.exit_code in (130, 143):
+        return None
+    if result.best_prompt is None:
+        raise RunError(f"{result.folder} chose no prompt")
+    if method == "random":
+        policy = build_policy(run.policy, prompt_length=run.env.prompt_length, seed=run.seed)
+    else:
+        policy = load_policy(result.folder)
+    (greedy,), _ = greedy_prompts(policy.eval(), run, build_scorer(run))
+    return {
+        "method": method,
+        "seed": run.seed,
+        "I": greedy,
+        "S": result.best_prompt,
+        "target_calls": result.target_calls,
+        "iterations": result.iterations,
+        "seconds": round(time.perf_counter() - started, 1),
+        "machine": machine(),
+    }
+
+
+def test(config: RunConfig, cells: dict[str, Json]) -> Json:
+    """Tests the draft and all prompts of one seed on the test rows, raw; returns row by row results."""
+    prompts = {"draft": config.env.draft}
+    for method, cell in cells.items():
+        prompts |= {f"{method} I": cell["I"], f"{method} S": cell["S"]}
+    task, target = task_from_config(config.task), target_from_config(config.target)
+    distinct = list(dict.fromkeys(prompts.values()))
+    started = time.perf_counter()
+    found: dict[str, Evaluation] = dict(zip(distinct, evaluate(task, target, distinct), strict=True))
+    return {
+        "seed": config.seed,
+        "seconds": round(time.perf_counter() - started, 1),
+        "rows": {
+            name: {
+                "prompt": prompt,
+                "accuracy": found[prompt].accuracy,
+                "ci95": list(found[prompt].accuracy_ci95),
+                "num_failed": found[prompt].num_failed,
+                "correct": [None if np.isnan(value) else int(value) for value in found[prompt].correct],
+            }
+            for name, prompt in prompts.items()
+        },
+    }
+
+
+def run_seed(config: RunConfig, folder: Path, console: Console) -> bool:
+    """Makes what is missing of one seed; False after a Ctrl-C."""
+    config = config.model_copy(update={"task": config.task.model_copy(update={"split_seed": config.seed})})
+    cells: dict[str, Json] = {}
+    for method in METHODS:
+        path = folder / f"{method}-{config.seed}.json"
+        if not path.is_file():
+            cell = run_cell(config, method)
+            if cell is None:
+                return False
+            _write(path, cell)
+            console.print(f"seed {config.seed}, {method}: {cell['seconds']:.0f} s, S = {cell['S']!r}", markup=False)
+        cells[method] = json.loads(path.read_text(encoding="utf-8"))
+    path = folder / f"test-{config.seed}.json"
+    if not path.is_file():
+        _write(path, test(config, cells))
+    return True
+
+
+def table(folder: Path) -> str:
+    """Returns the table over the seeds that were tested, with the paired difference to the untrained rewriter."""
+    tests = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("test-*.json"))]
+    cells = {
+        (method, found["seed"]): json.loads((folder / f"{method}-{found['seed']}.json").read_text(encoding="utf-8"))
+        for found in tests
+        for method in METHODS
+    }
+    seeds = [found["seed"] for found in tests]
+    rows = len(tests[0]["rows"]["draft"]["correct"])
+    minutes = (sum(cell["seconds"] for cell in cells.values()) + sum(found["seconds"] for found in tests)) / 60
+    lines = [
+        f"Seeds {', '.join(map(str, seeds))} (the few-shot split changes with the seed); {rows} test rows; "
+        f"{next(iter(cells.values()))['machine']}; {minutes:.0f} minutes in all. Test accuracy, mean ± standard "
+        "deviation over the seeds; difference to the untrained rewriter's prompt of the same kind with a paired 95 % "
+        "bootstrap interval over the test rows.",
+        "",
+        "| method | accuracy | difference | target calls |",
+        "|---|---|---|---|",
+        f"| draft instruction | {_spread([found['rows']['draft']['accuracy'] for found in tests])} | | 0 |",
+    ]
+    for kind, words in (("I", "most probable rewrite"), ("S", "best on dev")):
+        for method in METHODS:
+            name = f"{method} {kind}"
+            calls = max(cells[method, seed]["target_calls"] for seed in seeds)
+            shown = 0 if name == "random I" else calls
+            difference = "" if method == "random" else _difference(tests, name, f"random {kind}")
+            accuracies = [found["rows"][name]["accuracy"] for found in tests]
+            lines.append(f"| {NAMES[method]}, {words} ({kind}) | {_spread(accuracies)} | {difference} | {shown:,} |")
+    return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    summary = seed_summary(values)
+    return f"{summary.mean:.3f}" if len(values) == 1 else f"{summary.mean:.3f} ± {summary.std:.3f}"
+
+
+def _difference(tests: list[Json], first: str, second: str) -> str:
+    """Resamples test rows: a row's value is its mean over the seeds, so that its answers stay together."""
+
+    def answers(name: str) -> Any:
+        rows = [[np.nan if value is None else value for value in found["rows"][name]["correct"]] for found in tests]
+        return np.array(rows, dtype=np.float64).mean(axis=0)
+
+    found = paired_bootstrap(answers(first), answers(second))
+    return f"{found.difference:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+
+
+def _write(path: Path, values: Json) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def main() -> int:
+    """Makes the missing runs and rewrites the table; returns the exit code."""
+    parser = arguments(__doc__ or "", HERE / "rlprompt" / "prewrite.yaml")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "rewriters")
+    parser.add_argument("--readme", type=Path, default=HERE / "README.md", help="file with the table's section")
+    options = parser.parse_args()
+    console = Console()
+    try:
+        config = read_config(options)
+        folder = options.results / config.name
+        for seed in options.seeds:
+            if not run_seed(config.model_copy(update={"seed": seed}), folder, console):
+                return 130
+        text = table(folder)
+        replace_section(options.readme, config.name, text)
+        console.print(text, markup=False, highlight=False)
+    except RLPromptError as error:
+        Console(stderr=True).print(f"error: {error}", highlight=False, markup=False)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
