@@ -132,10 +132,10 @@ def test_cards_that_do_not_fit_are_refused(tmp_path: Path, lines: dict[str, Any]
 
 
 def test_a_task_without_a_chat_template_says_so() -> None:
-    with pytest.raises(TaskError, match=r"rotten-tomatoes\.yaml has no template_chat; add one"):
-        load_task("rotten-tomatoes", variant="chat")
+    with pytest.raises(TaskError, match=r"imdb\.yaml has no template_chat; add one"):
+        load_task("imdb", variant="chat")
     with pytest.raises(TaskError, match="unknown variant 'talk'; use one of default, masked, chat"):
-        load_task("rotten-tomatoes", variant="talk")  # type: ignore[arg-type]
+        load_task("imdb", variant="talk")  # type: ignore[arg-type]
     with pytest.raises(TaskError, match="max_input_words must be at least 1, got 0"):
         load_task("xsum", max_input_words=0)
 
