@@ -8,7 +8,6 @@ Rewrites its part of experiments/README.md. Planted: four landscapes, vocabulary
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -21,10 +20,10 @@ from rich.console import Console
 # The checkout replaces this script's folder on the path: experiments/rlprompt holds recipes, not the package.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from experiments.report import machine, replace_section
+from experiments.report import machine, publish, read_json, spread, write_json
 from rlprompt.config import RunConfig, load_config, parse_config
 from rlprompt.errors import RLPromptError
-from rlprompt.evaluation import evaluate_calibrated, seed_summary
+from rlprompt.evaluation import evaluate_calibrated
 from rlprompt.runs import train
 from rlprompt.targets import target_from_config
 from rlprompt.targets.planted import PlantedTarget
@@ -121,7 +120,7 @@ def smollm2_cell(variant: dict[str, Any], seed: int) -> dict[str, Any]:
 def run_cells(kind: str, seeds: Sequence[int], console: Console) -> dict[str, dict[str, Any]]:
     """Runs what is missing of a table; returns all cells by "variant | landscape | seed"."""
     path = RESULTS / f"{kind}.json"
-    cells: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    cells: dict[str, dict[str, Any]] = read_json(path) if path.is_file() else {}
     places = LANDSCAPES if kind == "planted" else ("rotten-tomatoes",)
     wanted = [(name, place, seed) for name in VARIANTS for place in places for seed in seeds]
     for number, (name, place, seed) in enumerate(wanted, start=1):
@@ -131,8 +130,7 @@ def run_cells(kind: str, seeds: Sequence[int], console: Console) -> dict[str, di
         started = time.perf_counter()
         cell = planted_cell(VARIANTS[name], place, seed) if kind == "planted" else smollm2_cell(VARIANTS[name], seed)
         cells[key] = cell
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
+        write_json(path, cells)
         console.print(f"{number}/{len(wanted)} {key}: {cell['value']:.3f}, {time.perf_counter() - started:.0f} s")
     return cells
 
@@ -153,8 +151,7 @@ def table(kind: str, cells: dict[str, dict[str, Any]], seeds: Sequence[int]) -> 
         for place in places:
             found = [cells[f"{name} | {place} | {seed}"] for seed in seeds]
             calls = max([calls, *(cell["calls"] for cell in found)])
-            summary = seed_summary([cell["value"] for cell in found])
-            row.append(f"{summary.mean:.2f} ± {summary.std:.2f}" if len(seeds) > 1 else f"{summary.mean:.3f}")
+            row.append(spread([cell["value"] for cell in found], digits=2 if len(seeds) > 1 else 3))
         lines.append(f"| {name} | {' | '.join(row)} | {calls:,} |")
     return "\n".join(lines)
 
@@ -166,16 +163,11 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+")
     options = parser.parse_args()
     seeds = options.seeds or ([0, 1, 2] if options.kind == "planted" else [0])
-    console = Console()
-    try:
-        cells = run_cells(options.kind, seeds, console)
-        text = table(options.kind, cells, seeds)
-        replace_section(HERE / "README.md", f"ablation-{options.kind}", text)
-    except RLPromptError as error:
-        Console(stderr=True).print(f"error: {error}", highlight=False, markup=False)
-        return error.exit_code
-    console.print(text, markup=False, highlight=False)
-    return 0
+
+    def make(console: Console) -> tuple[str, str]:
+        return f"ablation-{options.kind}", table(options.kind, run_cells(options.kind, seeds, console), seeds)
+
+    return publish(make, HERE / "README.md")
 
 
 if __name__ == "__main__":

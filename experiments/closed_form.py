@@ -12,7 +12,6 @@ words, so 20 prompts, and a small LM writes; "chained": the second word pays onl
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -25,10 +24,8 @@ from rich.console import Console
 # The checkout replaces this script's folder on the path: experiments/rlprompt holds recipes, not the package.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from experiments.report import machine, replace_section
+from experiments.report import machine, publish, read_json, spread, write_json
 from rlprompt.config import RunConfig, parse_config
-from rlprompt.errors import RLPromptError
-from rlprompt.evaluation import seed_summary
 from rlprompt.evaluation.closed_form import (
     all_prompts,
     optimal_probabilities,
@@ -194,15 +191,14 @@ def run_cell(toy: str, setting: str, seed: int, iterations: int | None = None) -
 
 def run_cells(path: Path, seeds: Sequence[int], console: Console, iterations: int | None = None) -> dict[str, Json]:
     """Trains what is missing; returns all cells by "toy | setting | seed"."""
-    cells: dict[str, Json] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    cells: dict[str, Json] = read_json(path) if path.is_file() else {}
     wanted = [(toy, setting, seed) for toy in TOYS for setting in SETTINGS for seed in seeds]
     for number, (toy, setting, seed) in enumerate(wanted, start=1):
         key = f"{toy} | {setting} | {seed}"
         if key in cells:
             continue
         cells[key] = run_cell(toy, setting, seed, iterations)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
+        write_json(path, cells)
         done = cells[key]
         console.print(f"{number}/{len(wanted)} {key}: {done['end']:.3f}, {done['seconds']:.0f} s", markup=False)
     return cells
@@ -225,15 +221,8 @@ def table(cells: Mapping[str, Json], seeds: Sequence[int]) -> str:
     rows = [("no training", first, "start"), *((name, name, "end") for name in SETTINGS)]
     for name, setting, field in [*rows, ("limit of the KL in the loss, calculated", first, "loss_limit")]:
         values = [[float(cells[f"{toy} | {setting} | {seed}"][field]) for seed in seeds] for toy in TOYS]
-        lines.append(f"| {name} | {' | '.join(_spread(row) for row in values)} |")
+        lines.append(f"| {name} | {' | '.join(spread(row) for row in values)} |")
     return "\n".join(lines)
-
-
-def _spread(values: Sequence[float]) -> str:
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
-    summary = seed_summary(list(values))
-    return f"{summary.mean:.3f} ± {summary.std:.3f}"
 
 
 def main() -> int:
@@ -244,16 +233,12 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--page", type=Path, default=PAGE, help="file with the table's section")
     options = parser.parse_args()
-    console = Console()
-    try:
+
+    def make(console: Console) -> tuple[str, str]:
         cells = run_cells(options.results / "cells.json", options.seeds, console, options.iterations)
-        text = table(cells, options.seeds)
-        replace_section(options.page, "closed-form", text)
-    except RLPromptError as error:
-        Console(stderr=True).print(f"error: {error}", highlight=False, markup=False)
-        return error.exit_code
-    console.print(text, markup=False, highlight=False)
-    return 0
+        return "closed-form", table(cells, options.seeds)
+
+    return publish(make, options.page)
 
 
 if __name__ == "__main__":

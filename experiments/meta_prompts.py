@@ -10,7 +10,6 @@ The meta-prompts are those named `prewrite*` that read the draft alone; the one 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import sys
@@ -23,10 +22,10 @@ from rich.console import Console
 # The checkout replaces this script's folder on the path: experiments/rlprompt holds recipes, not the package.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from experiments.report import arguments, machine, read_config, replace_section
+from experiments.report import arguments, machine, publish, read_config, read_json, spread, write_json
 from rlprompt.config import RunConfig
-from rlprompt.errors import ConfigError, RLPromptError, RunError
-from rlprompt.evaluation import evaluate, seed_summary
+from rlprompt.errors import ConfigError, RunError
+from rlprompt.evaluation import evaluate
 from rlprompt.meta_prompts import META_PROMPTS, MetaPrompt
 from rlprompt.policies import load_policy
 from rlprompt.runs import load_run, train
@@ -135,8 +134,7 @@ def run_cells(config: RunConfig, seeds: Sequence[int], folder: Path, console: Co
         cell = run_cell(config, name, seed)
         if cell is None:
             return False
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(cell, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(path, cell)
         console.print(
             f"{number}/{len(wanted)} {name}, seed {seed}: {cell['seconds']:.0f} s, S = {cell['prompts']['S']!r}",
             markup=False,
@@ -148,8 +146,7 @@ def run_cells(config: RunConfig, seeds: Sequence[int], folder: Path, console: Co
 def table(folder: Path, seeds: Sequence[int]) -> str:
     """Returns the Markdown table: means over the seeds, accuracies with their standard deviation."""
     cells: dict[str, list[Json]] = {
-        name: [json.loads(_path(folder, name, seed).read_text(encoding="utf-8")) for seed in seeds]
-        for name in task_level_names()
+        name: [read_json(_path(folder, name, seed)) for seed in seeds] for name in task_level_names()
     }
     every = [cell for found in cells.values() for cell in found]
     one_each = next(iter(cells.values()))  # the draft is the same in all rows of a seed
@@ -157,14 +154,14 @@ def table(folder: Path, seeds: Sequence[int]) -> str:
     lines = [
         f"Seeds {', '.join(map(str, seeds))} (the few-shot split changes with the seed); {every[0]['test_rows']} test "
         f"rows; {every[0]['machine']}; {minutes:.0f} minutes in all. The draft instruction itself: test accuracy "
-        f"{_spread([cell['accuracy']['draft'] for cell in one_each])}. Reward: raw, on train, of what was written in "
+        f"{spread([cell['accuracy']['draft'] for cell in one_each])}. Reward: raw, on train, of what was written in "
         f"the last {LAST} iterations; words and styles (the share of rewrites with a word of that style) likewise.",
         "",
         f"| meta-prompt | test accuracy, I | test accuracy, S | reward | target calls | words | {' | '.join(STYLES)} |",
         "|---" * (6 + len(STYLES)) + "|",
     ]
     for name, found in cells.items():
-        shown = [_spread([cell["accuracy"][kind] for cell in found]) for kind in ("I", "S")]
+        shown = [spread([cell["accuracy"][kind] for cell in found]) for kind in ("I", "S")]
         shown.append(f"{_mean([cell['final_reward'] for cell in found]):.1f}")
         shown.append(f"{max(cell['target_calls'] for cell in found):,}")
         shown.append(f"{_mean([cell['style']['words'] for cell in found]):.1f}")
@@ -181,11 +178,6 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _spread(values: list[float]) -> str:
-    summary = seed_summary(values)
-    return f"{summary.mean:.3f}" if len(values) == 1 else f"{summary.mean:.3f} ± {summary.std:.3f}"
-
-
 def main() -> int:
     """Makes the missing cells and rewrites the table; returns the exit code."""
     parser = arguments(__doc__ or "", HERE / "rlprompt" / "prewrite.yaml")
@@ -193,20 +185,16 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=HERE / "results" / SECTION)
     parser.add_argument("--readme", type=Path, default=HERE / "README.md", help="file with the table's section")
     options = parser.parse_args()
-    console = Console()
-    try:
+
+    def make(console: Console) -> tuple[str, str] | None:
         config = read_config(options)
         if config.env.kind != "rewrite" or config.env.per_input:
             raise ConfigError(f"{options.config} writes no task-level rewrites; set env.kind=rewrite, env.level=task")
         if not run_cells(config, options.seeds, options.results, console):
-            return 130
-        text = table(options.results, options.seeds)
-        replace_section(options.readme, SECTION, text)
-    except RLPromptError as error:
-        Console(stderr=True).print(f"error: {error}", highlight=False, markup=False)
-        return error.exit_code
-    console.print(text, markup=False, highlight=False)
-    return 0
+            return None
+        return SECTION, table(options.results, options.seeds)
+
+    return publish(make, options.readme)
 
 
 if __name__ == "__main__":

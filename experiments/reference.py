@@ -6,7 +6,6 @@ Resumable: a seed whose rows are in experiments/results/reference/ is skipped. R
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -25,15 +24,16 @@ from experiments.report import (
     calibrated_pick,
     machine,
     print_table,
+    publish,
     read_config,
-    replace_section,
+    read_json,
+    spread,
     test_entries,
     timed_train,
     with_algorithm,
+    write_json,
 )
 from rlprompt.config import RunConfig
-from rlprompt.errors import RLPromptError
-from rlprompt.evaluation import seed_summary
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "reference"
@@ -45,8 +45,8 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the measured rows")
     options = parser.parse_args()
-    console = Console()
-    try:
+
+    def make(console: Console) -> tuple[str, str] | None:
         config = read_config(options)
         for seed in options.seeds:
             path = options.results / f"seed-{seed}.json"
@@ -55,14 +55,11 @@ def main() -> int:
                 continue
             rows = run_seed(config.model_copy(update={"seed": seed}), console)
             if rows is None:
-                return 130
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        write_table(options.results, console)
-    except RLPromptError as error:
-        Console(stderr=True).print(f"error: {error}", highlight=False, markup=False)
-        return error.exit_code
-    return 0
+                return None
+            write_json(path, rows)
+        return "reference", table(options.results)
+
+    return publish(make, HERE / "README.md")
 
 
 def run_seed(config: RunConfig, console: Console) -> dict[str, Any] | None:
@@ -91,9 +88,9 @@ def run_seed(config: RunConfig, console: Console) -> dict[str, Any] | None:
     return {"seed": config.seed, "machine": machine(), "seconds": time.perf_counter() - started, "rows": rows}
 
 
-def write_table(folder: Path, console: Console) -> None:
-    """Writes mean and spread over the measured seeds into experiments/README.md."""
-    seeds = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("seed-*.json"))]
+def table(folder: Path) -> str:
+    """Returns mean and spread over the measured seeds as Markdown."""
+    seeds = [read_json(path) for path in sorted(folder.glob("seed-*.json"))]
     values: dict[tuple[str, str], list[float]] = {}
     calls: dict[tuple[str, str], list[int]] = {}
     for seed in seeds:
@@ -113,12 +110,9 @@ def write_table(folder: Path, console: Console) -> None:
     for name in dict.fromkeys(name for name, _ in values):
         cells = []
         for calibration in ("none", "median"):
-            summary = seed_summary(values[(name, calibration)])
-            cells.append(f"{summary.mean:.3f} ± {summary.std:.3f}")
+            cells.append(spread(values[(name, calibration)]))
         lines.append(f"| {name} | {cells[0]} | {cells[1]} | {max(calls[(name, 'none')]):,} |")
-    text = "\n".join(lines)
-    replace_section(HERE / "README.md", "reference", text)
-    console.print(text, markup=False, highlight=False)
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

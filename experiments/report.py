@@ -6,7 +6,7 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ from rich.console import Console
 from rich.table import Table
 
 from rlprompt.config import BudgetConfig, RunConfig, load_config
-from rlprompt.errors import RunError
-from rlprompt.evaluation import Evaluation, evaluate_calibrated
+from rlprompt.errors import RLPromptError, RunError
+from rlprompt.evaluation import Evaluation, evaluate_calibrated, paired_bootstrap, seed_summary
 from rlprompt.runs import RunResult, load_run, train
 from rlprompt.scoring import build_scorer
 from rlprompt.targets import target_from_config
 from rlprompt.targets.ledger import Ledger
 from rlprompt.tasks import task_from_config
+from rlprompt.types import FloatArray
 
 MANUAL_PROMPTS = (
     "It was",
@@ -160,6 +161,62 @@ def calibrated_pick(result: RunResult, config: RunConfig) -> tuple[str, int]:
     return top[int(order[0])], int(scorer.ledger.snapshot()["used"]["calls"])
 
 
+def publish(make: Callable[[Console], tuple[str, str] | None], page: Path) -> int:
+    """Makes a table, writes it into its section and prints it; returns the exit code.
+
+    Args:
+        make: Returns the section's name and the table as Markdown, or None after a Ctrl-C.
+        page: Markdown file with the section.
+    """
+    console = Console()
+    try:
+        made = make(console)
+        if made is None:
+            return 130
+        section, text = made
+        replace_section(page, section, text)
+    except RLPromptError as error:
+        Console(stderr=True).print(f"error: {error}", highlight=False, markup=False)
+        return error.exit_code
+    console.print(text, markup=False, highlight=False)
+    return 0
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Writes measured values; the file is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Reads measured values."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def numbers(values: Sequence[float | None]) -> FloatArray:
+    """Returns the values of rows, (N,); NaN where a row failed."""
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    """Returns "mean ± standard deviation" over the seeds; of one seed its value.
+
+    >>> spread([0.5]), spread([0.4, 0.6], digits=2)
+    ('0.500', '0.50 ± 0.14')
+    """
+    summary = seed_summary(list(values))
+    mean = f"{summary.mean:.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {summary.std:.{digits}f}"
+
+
+def difference(first: FloatArray, second: FloatArray, digits: int = 3) -> str:
+    """Returns the mean difference of two methods on the same rows with its paired 95 % bootstrap interval."""
+    found = paired_bootstrap(first, second)
+    return f"{found.difference:+.{digits}f} ({found.low:+.{digits}f} to {found.high:+.{digits}f})"
+
+
 def replace_section(path: Path, name: str, text: str) -> None:
     """Replaces what stands between `<!-- name -->` and `<!-- /name -->` in a Markdown file."""
     before, opening, rest = path.read_text(encoding="utf-8").partition(f"<!-- {name} -->")
@@ -210,9 +267,7 @@ def markdown_table(rows: Sequence[dict[str, Any]]) -> str:
 def write_summary(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
     """Writes the rows into the run folder's summary.json."""
     path = folder / "summary.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(list(rows), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_json(path, list(rows))
     return path
 
 

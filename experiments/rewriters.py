@@ -10,7 +10,6 @@ of as many samples as the budget allows). Trained rewriters and the untrained S 
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -22,17 +21,27 @@ from rich.console import Console
 # The checkout replaces this script's folder on the path: experiments/rlprompt holds recipes, not the package.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from experiments.report import arguments, machine, read_config, replace_section
+from experiments.report import (
+    arguments,
+    difference,
+    machine,
+    numbers,
+    publish,
+    read_config,
+    read_json,
+    spread,
+    write_json,
+)
 from rlprompt.config import RunConfig
-from rlprompt.errors import RLPromptError, RunError
-from rlprompt.evaluation import Evaluation, evaluate, paired_bootstrap, seed_summary
+from rlprompt.errors import RunError
+from rlprompt.evaluation import Evaluation, evaluate
 from rlprompt.policies import build_policy, load_policy
 from rlprompt.runs import train
 from rlprompt.scoring import build_scorer
 from rlprompt.search.random import greedy_prompts
 from rlprompt.targets import target_from_config
 from rlprompt.tasks import task_from_config
-from rlprompt.types import Json
+from rlprompt.types import FloatArray, Json
 
 HERE = Path(__file__).resolve().parent
 METHODS = ("random", "ppo", "grpo")
@@ -118,20 +127,20 @@ def run_seed(config: RunConfig, folder: Path, console: Console) -> bool:
             cell = run_cell(config, method)
             if cell is None:
                 return False
-            _write(path, cell)
+            write_json(path, cell)
             console.print(f"seed {config.seed}, {method}: {cell['seconds']:.0f} s, S = {cell['S']!r}", markup=False)
-        cells[method] = json.loads(path.read_text(encoding="utf-8"))
+        cells[method] = read_json(path)
     path = folder / f"test-{config.seed}.json"
     if not path.is_file():
-        _write(path, test(config, cells))
+        write_json(path, test(config, cells))
     return True
 
 
 def table(folder: Path) -> str:
     """Returns the table over the seeds that were tested, with the paired difference to the untrained rewriter."""
-    tests = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("test-*.json"))]
+    tests = [read_json(path) for path in sorted(folder.glob("test-*.json"))]
     cells = {
-        (method, found["seed"]): json.loads((folder / f"{method}-{found['seed']}.json").read_text(encoding="utf-8"))
+        (method, found["seed"]): read_json(folder / f"{method}-{found['seed']}.json")
         for found in tests
         for method in METHODS
     }
@@ -146,38 +155,27 @@ def table(folder: Path) -> str:
         "",
         "| method | accuracy | difference | target calls |",
         "|---|---|---|---|",
-        f"| draft instruction | {_spread([found['rows']['draft']['accuracy'] for found in tests])} | | 0 |",
+        f"| draft instruction | {spread([found['rows']['draft']['accuracy'] for found in tests])} | | 0 |",
     ]
     for kind, words in (("I", "most probable rewrite"), ("S", "best on dev")):
         for method in METHODS:
             name = f"{method} {kind}"
             calls = max(cells[method, seed]["target_calls"] for seed in seeds)
             shown = 0 if name == "random I" else calls
-            difference = "" if method == "random" else _difference(tests, name, f"random {kind}")
+            gain = "" if method == "random" else _difference(tests, name, f"random {kind}")
             accuracies = [found["rows"][name]["accuracy"] for found in tests]
-            lines.append(f"| {NAMES[method]}, {words} ({kind}) | {_spread(accuracies)} | {difference} | {shown:,} |")
+            lines.append(f"| {NAMES[method]}, {words} ({kind}) | {spread(accuracies)} | {gain} | {shown:,} |")
     return "\n".join(lines)
-
-
-def _spread(values: list[float]) -> str:
-    summary = seed_summary(values)
-    return f"{summary.mean:.3f}" if len(values) == 1 else f"{summary.mean:.3f} ± {summary.std:.3f}"
 
 
 def _difference(tests: list[Json], first: str, second: str) -> str:
     """Resamples test rows: a row's value is its mean over the seeds, so that its answers stay together."""
 
-    def answers(name: str) -> Any:
-        rows = [[np.nan if value is None else value for value in found["rows"][name]["correct"]] for found in tests]
-        return np.array(rows, dtype=np.float64).mean(axis=0)
+    def answers(name: str) -> FloatArray:
+        found: FloatArray = np.mean([numbers(test["rows"][name]["correct"]) for test in tests], axis=0)
+        return found
 
-    found = paired_bootstrap(answers(first), answers(second))
-    return f"{found.difference:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
-
-
-def _write(path: Path, values: Json) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return difference(answers(first), answers(second))
 
 
 def main() -> int:
@@ -187,20 +185,16 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=HERE / "results" / "rewriters")
     parser.add_argument("--readme", type=Path, default=HERE / "README.md", help="file with the table's section")
     options = parser.parse_args()
-    console = Console()
-    try:
+
+    def make(console: Console) -> tuple[str, str] | None:
         config = read_config(options)
         folder = options.results / config.name
         for seed in options.seeds:
             if not run_seed(config.model_copy(update={"seed": seed}), folder, console):
-                return 130
-        text = table(folder)
-        replace_section(options.readme, config.name, text)
-        console.print(text, markup=False, highlight=False)
-    except RLPromptError as error:
-        Console(stderr=True).print(f"error: {error}", highlight=False, markup=False)
-        return error.exit_code
-    return 0
+                return None
+        return config.name, table(folder)
+
+    return publish(make, options.readme)
 
 
 if __name__ == "__main__":

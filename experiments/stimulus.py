@@ -10,7 +10,6 @@ The extractor reads the gold summary, so its row is an oracle: no method that mu
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -23,10 +22,20 @@ from rich.console import Console
 # The checkout replaces this script's folder on the path: experiments/rlprompt holds recipes, not the package.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from experiments.report import arguments, machine, read_config, replace_section
+from experiments.report import (
+    arguments,
+    difference,
+    machine,
+    numbers,
+    publish,
+    read_config,
+    read_json,
+    spread,
+    write_json,
+)
 from rlprompt.config import RunConfig
-from rlprompt.errors import ConfigError, RLPromptError
-from rlprompt.evaluation import Evaluation, evaluate_written, paired_bootstrap, seed_summary
+from rlprompt.errors import ConfigError
+from rlprompt.evaluation import Evaluation, evaluate_written
 from rlprompt.policies import build_policy, load_policy
 from rlprompt.runs import train
 from rlprompt.scoring import build_scorer
@@ -109,8 +118,8 @@ def run_seed(config: RunConfig) -> Json | None:
 
 def table(folder: Path, seeds: Sequence[int]) -> str:
     """Returns the table over the measured seeds."""
-    fixed = json.loads((folder / "baselines.json").read_text(encoding="utf-8"))
-    cells = [json.loads((folder / f"seed-{seed}.json").read_text(encoding="utf-8")) for seed in seeds]
+    fixed = read_json(folder / "baselines.json")
+    cells = [read_json(folder / f"seed-{seed}.json") for seed in seeds]
     total = (fixed["seconds"] + sum(cell["seconds"] for cell in cells)) / 60
     count = len(fixed["rows"]["no hint"]["rouge1"])
     lines = [
@@ -125,39 +134,20 @@ def table(folder: Path, seeds: Sequence[int]) -> str:
     sft = _means([cell["rows"]["sft"] for cell in cells])
     for name, words in NAMES.items():
         entries = [cell["rows"][name] for cell in cells] if name in ("sft", "rl") else [fixed["rows"][name]]
-        values = [_spread([_mean(entry[variant]) for entry in entries]) for variant in VARIANTS]
-        difference = "" if name == "sft" else _difference(_means(entries), sft)
+        values = [spread([_mean(entry[variant]) for entry in entries], digits=2) for variant in VARIANTS]
+        gain = "" if name == "sft" else difference(_means(entries), sft, digits=2)
         calls = max(cell["target_calls"] for cell in cells) if name == "rl" else 0
-        lines.append(f"| {words} | {' | '.join(values)} | {difference} | {calls:,} |")
+        lines.append(f"| {words} | {' | '.join(values)} | {gain} | {calls:,} |")
     return "\n".join(lines)
 
 
-def _known(values: Sequence[float | None]) -> Any:
-    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-
-
 def _mean(values: Sequence[float | None]) -> float:
-    return 100 * float(np.nanmean(_known(values)))
+    return 100 * float(np.nanmean(numbers(values)))
 
 
 def _means(entries: Sequence[Json]) -> Any:
     """The mean of the three variants and of the seeds, for every row."""
-    return 100 * np.mean([[_known(entry[variant]) for variant in VARIANTS] for entry in entries], axis=(0, 1))
-
-
-def _spread(values: list[float]) -> str:
-    summary = seed_summary(values)
-    return f"{summary.mean:.2f}" if len(values) == 1 else f"{summary.mean:.2f} ± {summary.std:.2f}"
-
-
-def _difference(first: Any, second: Any) -> str:
-    found = paired_bootstrap(first, second)
-    return f"{found.difference:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
-
-
-def _write(path: Path, values: Json) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return 100 * np.mean([[numbers(entry[variant]) for variant in VARIANTS] for entry in entries], axis=(0, 1))
 
 
 def main() -> int:
@@ -167,29 +157,25 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=HERE / "results" / "stimulus")
     parser.add_argument("--readme", type=Path, default=HERE / "README.md", help="file with the table's section")
     options = parser.parse_args()
-    console = Console()
-    try:
+
+    def make(console: Console) -> tuple[str, str] | None:
         config = read_config(options)
         if not config.stages or "extractor" not in config.stages[0].data:
             raise ConfigError("the recipe needs a first stage with data: {extractor: NAME}, as stimulus.yaml has")
         if not (options.results / "baselines.json").is_file():
-            _write(options.results / "baselines.json", baselines(config))
+            write_json(options.results / "baselines.json", baselines(config))
         for seed in options.seeds:
             path = options.results / f"seed-{seed}.json"
             if path.is_file():
                 continue
             cell = run_seed(config.model_copy(update={"seed": seed}))
             if cell is None:
-                return 130
-            _write(path, cell)
+                return None
+            write_json(path, cell)
             console.print(f"seed {seed}: {cell['seconds']:.0f} s")
-        text = table(options.results, options.seeds)
-        replace_section(options.readme, "stimulus", text)
-        console.print(text, markup=False, highlight=False)
-    except RLPromptError as error:
-        Console(stderr=True).print(f"error: {error}", highlight=False, markup=False)
-        return error.exit_code
-    return 0
+        return "stimulus", table(options.results, options.seeds)
+
+    return publish(make, options.readme)
 
 
 if __name__ == "__main__":

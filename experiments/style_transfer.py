@@ -23,10 +23,19 @@ from rich.console import Console
 # The checkout replaces this script's folder on the path: experiments/rlprompt holds recipes, not the package.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from experiments.report import arguments, machine, read_config, replace_section
+from experiments.report import (
+    arguments,
+    difference,
+    machine,
+    numbers,
+    publish,
+    read_config,
+    read_json,
+    spread,
+    write_json,
+)
 from rlprompt.config import RewardConfig, RunConfig
-from rlprompt.errors import RLPromptError
-from rlprompt.evaluation import evaluate_written, paired_bootstrap, seed_summary
+from rlprompt.evaluation import evaluate_written
 from rlprompt.policies import build_policy, load_policy
 from rlprompt.rewards.classifier import train_attribute_classifier
 from rlprompt.rewards.component import load_component
@@ -64,7 +73,7 @@ def prepare(console: Console) -> Json:
     """Writes data, card and classifiers where they are missing; returns the classifiers' held-out accuracies."""
     report = WORK / "classifiers.json"
     if report.is_file():
-        found: Json = json.loads(report.read_text(encoding="utf-8"))
+        found: Json = read_json(report)
         return found
     WORK.mkdir(parents=True, exist_ok=True)
     task = load_task("rotten-tomatoes")
@@ -78,7 +87,7 @@ def prepare(console: Console) -> Json:
         made = train_attribute_classifier(task, WORK / f"classifier-{name}", labels=LABELS, part=(place, 2))
         accuracies[name] = made.accuracy
         console.print(f"classifier '{name}': accuracy {made.accuracy:.3f} on dev")
-    report.write_text(json.dumps(accuracies) + "\n", encoding="utf-8")
+    write_json(report, accuracies)
     return accuracies
 
 
@@ -147,7 +156,7 @@ def run_seed(config: RunConfig) -> Json | None:
 
 def table(folder: Path, seeds: Sequence[int], accuracies: Json) -> str:
     """Returns the table over the measured seeds."""
-    cells = [json.loads((folder / f"seed-{seed}.json").read_text(encoding="utf-8")) for seed in seeds]
+    cells = [read_json(folder / f"seed-{seed}.json") for seed in seeds]
     count = len(cells[0]["rows"]["copy"]["texts"])
     lines = [
         f"Seeds {', '.join(map(str, seeds))}; {count} negative test sentences, one greedy answer each; "
@@ -162,35 +171,21 @@ def table(folder: Path, seeds: Sequence[int], accuracies: Json) -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, words in NAMES.items():
-        values = [
-            [float(np.nanmean(_known(cell["rows"][name][measure_name]))) for cell in cells] for measure_name in MEASURES
-        ]
+        values = [[float(np.nanmean(numbers(cell["rows"][name][key]))) for cell in cells] for key in MEASURES]
         joint = [float(np.nanmean(_joint(cell["rows"][name]))) for cell in cells]
-        difference = "" if name == "manual" else _difference(cells, name)
-        lines.append(
-            f"| {words} | {' | '.join(_spread(entry) for entry in values)} | {_spread(joint)} | {difference} |"
-        )
+        gain = "" if name == "manual" else _difference(cells, name)
+        lines.append(f"| {words} | {' | '.join(spread(entry) for entry in values)} | {spread(joint)} | {gain} |")
     return "\n".join(lines)
 
 
-def _known(values: Sequence[float | None]) -> Any:
-    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-
-
 def _joint(rows: Json) -> Any:
-    return _known(rows["content"]) * _known(rows["style"])
+    return numbers(rows["content"]) * numbers(rows["style"])
 
 
 def _difference(cells: Sequence[Json], name: str) -> str:
     """Resamples sentences: a sentence's value is its mean over the seeds."""
     ours, manual = (np.mean([_joint(cell["rows"][key]) for cell in cells], axis=0) for key in (name, "manual"))
-    found = paired_bootstrap(ours, manual)
-    return f"{found.difference:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
-
-
-def _spread(values: list[float]) -> str:
-    summary = seed_summary(values)
-    return f"{summary.mean:.3f}" if len(values) == 1 else f"{summary.mean:.3f} ± {summary.std:.3f}"
+    return difference(ours, manual)
 
 
 def main() -> int:
@@ -200,8 +195,8 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=HERE / "results" / "style-transfer")
     parser.add_argument("--readme", type=Path, default=HERE / "README.md", help="file with the table's section")
     options = parser.parse_args()
-    console = Console()
-    try:
+
+    def make(console: Console) -> tuple[str, str] | None:
         config = read_config(options)
         accuracies = prepare(console)
         for seed in options.seeds:
@@ -210,16 +205,12 @@ def main() -> int:
                 continue
             cell = run_seed(config.model_copy(update={"seed": seed}))
             if cell is None:
-                return 130
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(cell, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        text = table(options.results, options.seeds, accuracies)
-        replace_section(options.readme, "style-transfer", text)
-        console.print(text, markup=False, highlight=False)
-    except RLPromptError as error:
-        Console(stderr=True).print(f"error: {error}", highlight=False, markup=False)
-        return error.exit_code
-    return 0
+                return None
+            write_json(path, cell)
+            console.print(f"seed {seed}: {cell['seconds']:.0f} s")
+        return "style-transfer", table(options.results, options.seeds, accuracies)
+
+    return publish(make, options.readme)
 
 
 if __name__ == "__main__":
