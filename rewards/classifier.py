@@ -14,7 +14,7 @@ import numpy as np
 from rlprompt.errors import CheckpointError, ConfigError, RunError
 from rlprompt.rewards.encoder import DEFAULT_ENCODER, Encoder
 from rlprompt.tasks.sources import permutation
-from rlprompt.types import Example, FloatArray
+from rlprompt.types import Example, FloatArray, IntArray
 
 if TYPE_CHECKING:
     from rlprompt.tasks import Task
@@ -169,9 +169,7 @@ def train_attribute_classifier(
 
     if task.choices is None:
         raise ConfigError(f"task '{task.name}' has no labels to learn; use a task with choices")
-    names = tuple(labels) if labels is not None else tuple(choice.strip() for choice in task.choices)
-    if len(names) != len(task.choices):
-        raise ConfigError(f"labels: {len(names)} names for {len(task.choices)} choices; give one for each")
+    names = _label_names(labels, task.choices)
     if held_out not in ("dev", "test"):
         raise ConfigError(f"held_out must be dev or test, got {held_out!r}")
     if not 0 <= part[0] < part[1]:
@@ -180,7 +178,7 @@ def train_attribute_classifier(
         raise ConfigError(f"regularisation must be above 0, got {regularisation}")
     # Files are often sorted by class; the order is fixed.
     rows = [task.train[index] for index in permutation(len(task.train), "attribute")][part[0] :: part[1]][:limit]
-    answers = np.array([int(row.reference or 0) for row in rows])
+    answers = _label_numbers(rows)
     if len(set(answers.tolist())) < len(names):
         raise ConfigError(f"the {len(rows)} rows to train on lack a label; take more of them")
     embed = Encoder(encoder, device=device)
@@ -188,7 +186,7 @@ def train_attribute_classifier(
     model.fit(embed([row.input for row in rows]).astype(np.float64), answers)
     weights, bias = _one_row_per_label(model)
     rest = task.dev if held_out == "dev" else task.test
-    counts = np.bincount([int(row.reference or 0) for row in rest], minlength=len(names))
+    counts = np.bincount(_label_numbers(rest), minlength=len(names))
     classifier = SentenceClassifier(embed, weights, bias, names)
     accuracy = classifier.accuracy(rest)
     classifier.facts = {
@@ -202,6 +200,17 @@ def train_attribute_classifier(
     if folder is not None:
         classifier.save(folder)
     return AttributeTraining(classifier, accuracy, float(counts.max() / len(rest)), len(rows), len(rest))
+
+
+def _label_numbers(rows: Sequence[Example]) -> IntArray:
+    return np.array([int(row.reference or 0) for row in rows], dtype=np.int64)
+
+
+def _label_names(labels: Sequence[str] | None, choices: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(labels) if labels is not None else tuple(choice.strip() for choice in choices)
+    if len(names) != len(choices):
+        raise ConfigError(f"labels: {len(names)} names for {len(choices)} choices; give one for each")
+    return names
 
 
 def _one_row_per_label(model: Any) -> tuple[FloatArray, FloatArray]:

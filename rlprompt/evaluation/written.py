@@ -56,11 +56,7 @@ def evaluate_written(
         BudgetExceededError: the ledger is limited and the calls do not fit.
     """
     rows = rows_of(task, split, limit)
-    if not written:
-        raise ConfigError("written must hold at least one method")
-    for name, texts in written.items():
-        if len(texts) != len(rows):
-            raise ConfigError(f"'{name}' has {len(texts)} texts for {len(rows)} rows; give one for each (or None)")
+    _check(written, len(rows))
     ledger = ledger if ledger is not None else Ledger()
     parts: dict[str, list[Part]] = {name: [] for name in written}
     answers: dict[str, list[TargetOutput]] = {name: [] for name in written}
@@ -76,6 +72,14 @@ def evaluate_written(
         name: replace(summarise(task, name, split, "none", rows, found), outputs=tuple(answers[name]))
         for name, found in parts.items()
     }
+
+
+def _check(written: Mapping[str, Sequence[str | None]], rows: int) -> None:
+    if not written:
+        raise ConfigError("written must hold at least one method")
+    for name, texts in written.items():
+        if len(texts) != rows:
+            raise ConfigError(f"'{name}' has {len(texts)} texts for {rows} rows; give one for each (or None)")
 
 
 def _answers(

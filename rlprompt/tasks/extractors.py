@@ -43,8 +43,8 @@ yours yourself yourselves
 STOP_WORDS = frozenset(_STOP_TEXT.split())
 """English words that name nothing; a hint of them says nothing."""
 
-# Letters and digits of any script, with apostrophes, hyphens, points and commas between them ("O'Neill", "1,000").
-_WORD = re.compile(r"[^\W_]+(?:['\N{RIGHT SINGLE QUOTATION MARK}\-.,][^\W_]+)*")
+WORD = re.compile(r"[^\W_]+(?:['\N{RIGHT SINGLE QUOTATION MARK}\-.,][^\W_]+)*")
+"""Letters and digits of any script, with apostrophes, hyphens, points and commas between them ("O'Neill", "1,000")."""
 _BREAK = re.compile(r"[.!?;:](?=\s|$)|[()\[\]\"\n]|,\s|\s[-\N{EN DASH}\N{EM DASH}]\s")
 
 
@@ -157,21 +157,12 @@ def textrank(document: str, reference: str, *, n: int = 6, window: int = 4) -> t
 def hint_keywords(reference: str) -> tuple[str, ...]:
     """Returns the different content words of a gold answer, case-folded, in order: what a hint can hit.
 
-    For the step reward of a stimulus env: each of them counts once, stop words never.
+    They are what the step reward of `rlprompt.envs.keywords` pays for.
 
     >>> hint_keywords("The storm cut power in Leeds and cut the lines.")
     ('storm', 'cut', 'power', 'leeds', 'lines')
     """
     return tuple(dict.fromkeys(word.casefold() for run in _runs(reference) for word in run))
-
-
-def split_hint(hint: str) -> tuple[str, ...]:
-    """Returns the parts of a written hint, without empty ones.
-
-    >>> split_hint("storm; Leeds ;; power")
-    ('storm', 'Leeds', 'power')
-    """
-    return tuple(part.strip() for part in hint.split(SEPARATOR.strip()) if part.strip())
 
 
 EXTRACTORS: dict[str, Extractor] = {
@@ -186,7 +177,7 @@ def _runs(text: str) -> Iterable[tuple[str, ...]]:
     """Runs of content words: nothing but spaces stands between the words of one."""
     for part in _BREAK.split(text):
         run: list[str] = []
-        for word in _WORD.findall(part):
+        for word in WORD.findall(part):
             plain = word.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
             if plain.casefold() in STOP_WORDS or (len(plain) == 1 and not plain.isdigit()):
                 if run:

@@ -54,10 +54,8 @@ def load_task(
         raise TaskError(f"max_input_words must be at least 1, got {max_input_words}")
     generated = _generated().get(str(name_or_path))
     if generated is not None:
-        if data is not None or variant != "default":
-            raise TaskError(f"task '{name_or_path}' is generated; it takes no data folder and no variant")
-        if max_input_words is not None:
-            raise TaskError(f"task '{name_or_path}' is generated; its inputs are not cut")
+        if data is not None or variant != "default" or max_input_words is not None:
+            raise TaskError(f"task '{name_or_path}' is generated; it takes no data, variant or max_input_words")
         task = generated()
         task = task if template is None else task.with_template(template)
         return task if choices is None else task.with_choices(choices)

@@ -10,7 +10,7 @@ from gymnasium.utils.env_checker import check_env
 
 from rlprompt.config import parse_config
 from rlprompt.envs import StimulusEnv, StimulusVectorEnv
-from rlprompt.envs.keywords import KeywordReward, complete_words, keywords
+from rlprompt.envs.keywords import KeywordReward, complete_words
 from rlprompt.errors import ConfigError
 from rlprompt.models import load_tokenizer
 from rlprompt.pairs import compose_prompt
@@ -141,7 +141,8 @@ def test_keywords_pay_once_each_in_the_step_that_completes_them(stimulus):
 
 
 def test_keyword_rewards_by_hand():
-    assert sorted(keywords("The storm hit Norfolk's coast; STORM!")) == ["coast", "norfolk's", "storm"]
+    assert complete_words("The storm hit Norfolk's coast; STORM!", ended=True) == {"storm", "hit", "norfolk", "coast"}
+    assert complete_words("storm of 1,", ended=False) == {"storm"}  # may become "1,000"
     assert complete_words("storm norf", ended=False) == {"storm"}
     assert complete_words("storm-", ended=False) == set()  # may become "storm-surge"
     assert complete_words("storm; ", ended=False) == {"storm"}

@@ -98,8 +98,9 @@ def test_an_absent_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatc
 
 def test_planted_is_generated() -> None:
     assert load_task("planted").source == "generated"
-    with pytest.raises(TaskError, match="takes no data folder"):
-        load_task("planted", data="somewhere")
+    for changes in ({"data": "somewhere"}, {"variant": "chat"}, {"max_input_words": 3}):
+        with pytest.raises(TaskError, match="it takes no data, variant or max_input_words"):
+            load_task("planted", **changes)
 
 
 class Hub:
