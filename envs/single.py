@@ -20,7 +20,7 @@ class WritingEnv(gymnasium.Env[dict[str, IntArray], Any]):
         action_mask_in_info: whether infos hold `action_mask`.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}  # type: ignore[misc]
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}  # type: ignore[misc]  # Gymnasium declares no ClassVar
 
     def __init__(self, writing: PromptWriting, *, seed: int, action_mask_in_info: bool) -> None:
         self.writing = writing

@@ -27,7 +27,7 @@ class WritingVectorEnv(VectorEnv[Any, Any, Any]):
         action_mask_in_info: whether infos hold `action_mask`.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]  # Gymnasium declares no ClassVar
         "render_modes": [],
         "autoreset_mode": AutoresetMode.NEXT_STEP,
     }

@@ -84,7 +84,7 @@ def word_value(*, completions: Sequence[str], **columns: Any) -> list[float | No
     return [float(WORD_VALUES[int(text[1:])]) if text[1:].isdigit() else None for text in completions]
 
 
-word_value.gold_not_ordered = True  # type: ignore[attr-defined]
+word_value.gold_not_ordered = True  # type: ignore[attr-defined]  # an attribute that rewards may have
 
 
 def cell_config(toy: str, setting: str, seed: int, iterations: int | None = None) -> RunConfig:

@@ -359,7 +359,7 @@ def parse_settings(kind: str, model: type[SettingsType], kwargs: dict[str, Any])
 
 def linear(inputs: int, outputs: int) -> torch.nn.Linear:
     """Returns a layer whose weights are not set yet: PyTorch's own start would draw from the global generator."""
-    layer: torch.nn.Linear = torch.nn.utils.skip_init(  # type: ignore[no-untyped-call]
+    layer: torch.nn.Linear = torch.nn.utils.skip_init(  # type: ignore[no-untyped-call]  # untyped there
         torch.nn.Linear, inputs, outputs, dtype=torch.float32
     )
     return layer

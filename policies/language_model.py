@@ -233,7 +233,7 @@ class LanguageModelPolicy(PromptPolicy):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LanguageModelPolicy:
         """Moves what is trained (`to`, `cuda`, ...); what is frozen follows to its device, in its own number type."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # untyped there
         self._session = None
         if self.device != self.network.device and self.device.type != "meta":
             self._follow()

@@ -142,7 +142,7 @@ class LMAdaptorPolicy(FeaturePolicy):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LMAdaptorPolicy:
         """Moves the head (`to`, `cuda`, ...); the frozen LM follows to its device, but keeps its number type."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # untyped there
         if self.device != self.frozen.device and self.device.type != "meta":
             self.frozen = self._frozen_lm(self.device)
             self._reading = None

@@ -48,7 +48,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         purge = iteration if iteration > 0 else None
-        self._writer = SummaryWriter(str(self._folder), purge_step=purge)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(self._folder), purge_step=purge)  # type: ignore[no-untyped-call]  # untyped there
 
     def on_iteration(self, iteration: int, metrics: Mapping[str, float], status: Json) -> None:
         """Writes the finite metrics and the best scores so far."""

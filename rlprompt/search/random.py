@@ -44,27 +44,27 @@ def _search(run: RunContext, *, sampled: bool) -> None:
     config: RunConfig = run.config
     env_id, arguments = configured_env(config, run.scorer.spec)
     env = gymnasium.make_vec(env_id, num_envs=config.env.num_envs, **{**arguments, "action": "sequence"})
-    rules = env.unwrapped
+    rules: Any = env.unwrapped  # one of ours: it knows iterations and keeps the step's scores
     restored = run.restored_state()
     last = config.algorithm.iterations if sampled or config.env.per_input else 1
     for iteration in range(0 if restored is None else restored[0], last):
         if run.stop_reason() is not None:
             return
         started = time.perf_counter()
-        rules.set_iteration(iteration)  # type: ignore[attr-defined]
+        rules.set_iteration(iteration)
         observations, _ = env.reset()
         over = False
         while not over:  # once for each turn
             tokens = write(run.policy, config, observations["context"], observations["key"] if sampled else None)
             observations, _, terminated, truncated, _ = env.step(tokens)
             over = bool((terminated | truncated).all())
-        scores = rules.last_scores  # type: ignore[attr-defined]
+        scores = rules.last_scores
         metrics = {
             "reward/mean": float(np.nanmean(scores.mean_rewards)) if scores.valid.any() else float("nan"),
             "unique_prompt_rate": len(set(scores.prompts)) / len(scores.prompts),
             "time/iteration_s": time.perf_counter() - started,
         }
-        rewards = rules.last_training_rewards  # type: ignore[attr-defined]
+        rewards = rules.last_training_rewards
         run.end_iteration(iteration, scores=scores, metrics=metrics, state=dict, training_rewards=rewards)
 
 

@@ -85,7 +85,7 @@ class TransformersTarget:
         where = pick_device(device)
         number = pick_dtype(dtype, where)
         config = load_config(name, revision)
-        self.head: Head = _head_of(config) if head == "auto" else head  # type: ignore[assignment]
+        self.head: Head = _head_of(config) if head == "auto" else head  # type: ignore[assignment]  # "auto" is gone
         self.tokenizer = load_tokenizer(name, revision)
         self.model: Any = load_frozen(name, revision=revision, dtype=dtype, device=device, head=self.head)
         self.max_length = _max_length(config, self.head) if max_length is None else max_length
@@ -199,7 +199,7 @@ class TransformersTarget:
             else:
                 questions[index] = prepared
         rows = [row for question in questions.values() for row in question.rows]
-        scores = iter(self._scorer.score(rows)) if rows else iter(())  # type: ignore[arg-type]
+        scores = iter(self._scorer.score(rows)) if rows else iter(())  # type: ignore[arg-type]  # rows are of the head's kind
         for index, question in questions.items():
             values = [next(scores) for _ in question.rows]
             numbers = np.array([values[row][place] for row, place in question.places])

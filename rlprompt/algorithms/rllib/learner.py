@@ -156,7 +156,7 @@ class PromptLearner(TorchLearner):
                 shares["policy"] = torch.tensor(len(part[TOKENS]) / rows_in_all)
             weighted = {name: value * shares[name] for name, value in parts.items()}
             weighted["total"] = self._total(weighted)
-            weighted["total"].backward()  # type: ignore[no-untyped-call]
+            weighted["total"].backward()  # type: ignore[no-untyped-call]  # untyped there
             for name, value in weighted.items():
                 total[name] = total.get(name, torch.zeros_like(value)) + value.detach()
         self._note(total)

@@ -118,7 +118,7 @@ def check_dropout(run: RunContext) -> None:
 Report = Callable[[], tuple[Scores | None, FloatArray | None, dict[str, float]]]
 
 
-class Recorder(TrainerCallback):  # type: ignore[misc]
+class Recorder(TrainerCallback):  # type: ignore[misc]  # untyped there
     """Ends one iteration of the run after every optimisation step, and stops the trainer when the run must stop.
 
     Args:

@@ -22,7 +22,7 @@ from rlprompt.config import AlgorithmConfig
 from rlprompt.types import Json, RunContext
 
 
-class PromptGRPO(PromptTrainer, GRPOTrainer):  # type: ignore[misc]
+class PromptGRPO(PromptTrainer, GRPOTrainer):  # type: ignore[misc]  # untyped there
     """TRL's GRPO over our prompts."""
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any) -> tuple[list[list[int]], None]:

@@ -27,7 +27,7 @@ IGNORED = -100
 """The label of a position that is not scored, as everywhere in transformers."""
 
 
-class PolicyModel(PreTrainedModel):  # type: ignore[no-untyped-call]
+class PolicyModel(PreTrainedModel):  # type: ignore[no-untyped-call]  # untyped there
     """The policy in training, or its reference.
 
     Only what is trained is registered: a trainer's optimiser, weights and gradient norm never see frozen tensors.
@@ -55,7 +55,7 @@ class PolicyModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         ids = {"eos_token_id": policy.tokenizer.eos_token_id, "pad_token_id": pad_id(policy.tokenizer)}
         config: Any = PretrainedConfig
         super().__init__(config(vocab_size=policy.vocabulary_size, **ids))
-        self.generation_config = GenerationConfig(**ids)  # type: ignore[no-untyped-call]
+        self.generation_config = GenerationConfig(**ids)  # type: ignore[no-untyped-call]  # untyped there
         self.allowed = allowed
         self.eos_id = eos_id
         self.no_repeat = no_repeat
@@ -221,7 +221,7 @@ class TokenizerView(PreTrainedTokenizerBase):
         """Names what is viewed."""
         return f"TokenizerView({self.inner!r})"
 
-    def batch_decode(  # type: ignore[override]
+    def batch_decode(  # type: ignore[override]  # TRL calls it so
         self, sequences: Any, **_: Any
     ) -> list[str]:
         """Returns empty texts: the prompts are decoded by `rlprompt.masks.decode`, as everywhere."""

@@ -84,7 +84,7 @@ class PromptTrainer:
     @property
     def iteration(self) -> int:
         """The iteration in progress."""
-        return self.start + int(self.state.global_step)  # type: ignore[attr-defined]
+        return self.start + int(self.state.global_step)  # type: ignore[attr-defined]  # the trainer's
 
     def _send_telemetry(self) -> None:
         pass
@@ -95,7 +95,7 @@ class PromptTrainer:
 
     def _prepare_inputs(self, rows: Any) -> dict[str, torch.Tensor]:
         # One optimisation step per batch, in the order of the episodes: TRL's shuffling would only cost a draw.
-        batch: dict[str, torch.Tensor] = self._generate_and_score_completions(rows)  # type: ignore[attr-defined]
+        batch: dict[str, torch.Tensor] = self._generate_and_score_completions(rows)  # type: ignore[attr-defined]  # the trainer's
         silence_flat_groups(
             batch["advantages"], self.rollout.rewards, self.rollout.group_size, kl_inside=self.kl_in_advantages
         )
@@ -106,7 +106,7 @@ class PromptTrainer:
         started = time.perf_counter()
         self.rollout.seconds = dict.fromkeys(self.rollout.seconds, 0.0)
         try:
-            loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
+            loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]  # the trainer's
             self.loss = float(loss)
         except NoSignal:
             loss, self.loss = torch.tensor(0.0, device=self.rollout.policy.device), float("nan")
@@ -116,7 +116,7 @@ class PromptTrainer:
     def _compute_loss(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         if not len(inputs["advantages"]):
             raise NoSignal
-        loss: torch.Tensor = super()._compute_loss(model, inputs)  # type: ignore[misc]
+        loss: torch.Tensor = super()._compute_loss(model, inputs)  # type: ignore[misc]  # the trainer's
         return loss
 
     def report(self) -> tuple[Scores | None, FloatArray | None, dict[str, float]]:

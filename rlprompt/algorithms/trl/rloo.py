@@ -16,7 +16,7 @@ from rlprompt.config import AlgorithmConfig
 from rlprompt.types import Json, RunContext
 
 
-class PromptRLOO(PromptTrainer, RLOOTrainer):  # type: ignore[misc]
+class PromptRLOO(PromptTrainer, RLOOTrainer):  # type: ignore[misc]  # untyped there
     """TRL's RLOO over our prompts."""
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any) -> list[list[int]]:

@@ -68,7 +68,7 @@ class Order(Sampler[int]):
             yield int(order[place % self._num_pairs])
 
 
-class PromptSFT(SFTTrainer):  # type: ignore[misc]
+class PromptSFT(SFTTrainer):  # type: ignore[misc]  # untyped there
     """TRL's SFT over pairs whose order we give."""
 
     order: Order
@@ -108,7 +108,7 @@ def fit(run: RunContext) -> None:
         raise ConfigError("sft has no pairs; make it a stage: stages: [{name: sft, algorithm: ..., data: ...}]")
     rollout = Rollout(run)
     pairs = writable(load_pairs(run, data), rollout)
-    write_pairs(run.folder / "stages" / run.name / "pairs.jsonl", pairs)  # type: ignore[attr-defined]
+    write_pairs(run.folder / "stages" / run.name / "pairs.jsonl", pairs)  # type: ignore[attr-defined]  # a stage
     rows, last = config.algorithm.minibatch_size or config.env.num_envs, config.algorithm.iterations
     with surroundings(run) as folder:
         model = rollout.model()
