@@ -46,8 +46,8 @@ from rlprompt.tasks.extractors import extract_hint
 from rlprompt.types import Json
 
 HERE = Path(__file__).resolve().parent
-PLAIN = [{"role": "user", "content": "Article: {input}\n\nSummarize the article in one sentence."}]
-"""What the target reads without a hint."""
+PLAIN = [{"role": "user", "content": "Article: {input}\n\nSummarize the article in one sentence.{prompt}"}]
+"""What the target reads without a hint: the empty prompt stands in the slot that every template has."""
 VARIANTS = ("rouge1", "rouge2", "rougeL")
 NAMES = {
     "no hint": "no hint",
