@@ -96,6 +96,8 @@ class CausalScorer:
         self.store = PrefixStore(kv_cache_bytes)
         self.trie = TokenTrie()
         self.tokens_computed = 0
+        self.tokens_read = 0
+        """As `tokens_computed`, for texts that something was written after."""
         self.prefix_hits = 0
         self.prefix_misses = 0
         self._batch_tokens = batch_tokens
@@ -108,25 +110,53 @@ class CausalScorer:
             self.reuses_prefixes = self._prefixes_work(probe)
 
     @torch.inference_mode()
+    def read(self, rows: Sequence[Row]) -> Iterator[tuple[Row, Layers, Tensor]]:
+        """Reads texts that something is to be written after; equal ones once, shared prefixes once.
+
+        Yields:
+            Each distinct row with the keys and values of all its tokens and the logits (V,) that follow them.
+        """
+        before = self.tokens_computed
+        for wave in self._waves(list(dict.fromkeys(rows))):
+            for batch, kept in self._ready(wave):
+                inputs = self._inputs(batch, kept)
+                inputs.setdefault("past_key_values", DynamicCache())
+                last = torch.tensor([[len(one.tokens) - 1] for one in batch]).to(self.device)
+                logits = self.head.logits(last, None, **inputs)[:, 0]
+                layers = _own_parts(batch, inputs["past_key_values"])
+                yield from (
+                    (one.row, layers[place], logits[place])
+                    for place, one in enumerate(batch)
+                    if one.row is not None and one not in batch[:place]
+                )
+        self.tokens_read += self.tokens_computed - before
+        self.tokens_computed = before
+
+    @torch.inference_mode()
     def score(self, rows: Sequence[Row]) -> list[np.ndarray]:
         """Returns one float64 number per answer of each row; equal rows are computed once."""
         distinct = list(dict.fromkeys(rows))
         self.trie.add({row.tokens for row in distinct})
         found: dict[Row, np.ndarray] = {}
         for wave in self._waves(distinct):
-            kept: dict[Tokens, Layers] = {}
-            for level in range(max((len(self._splits(row)) for row in wave), default=0)):
-                self._compute_prefixes(wave, level, kept)
-            segments = []
-            for row in wave:
-                cut = (0, *self._splits(row))[-1]
-                segments.append(_Segment(row.tokens[:cut], row.tokens[cut:], row))
-            for batch in self._batches(segments):
+            for batch, kept in self._ready(wave):
                 numbers = self._score_batch(batch, kept).cpu().numpy()
                 for segment, values in zip(batch, numbers, strict=False):
                     if segment.row is not None:
                         found[segment.row] = values
         return [found[row] for row in rows]
+
+    def _ready(self, rows: Sequence[Row]) -> Iterator[tuple[list[_Segment], dict[Tokens, Layers]]]:
+        """Computes the prefixes of some rows; yields batches of what stands behind the last cuts, with the prefixes."""
+        kept: dict[Tokens, Layers] = {}
+        for level in range(max((len(self._splits(row)) for row in rows), default=0)):
+            self._compute_prefixes(rows, level, kept)
+        segments = []
+        for row in rows:
+            cut = (0, *self._splits(row))[-1]
+            segments.append(_Segment(row.tokens[:cut], row.tokens[cut:], row))
+        for batch in self._batches(segments):
+            yield batch, kept
 
     def _splits(self, row: Row) -> tuple[int, ...]:
         return row.splits if self.reuses_prefixes else ()
@@ -143,12 +173,12 @@ class CausalScorer:
         size = 0
         for row in ordered:
             new = {row.tokens[:cut] for cut in self._splits(row)} - seen
-            cost = sum(map(len, new)) * self._token_bytes
+            cost = sum(map(len, new)) * self.token_bytes
             if wave and new and size + cost > limit:
                 yield wave
                 wave, seen, size = [], set(), 0
                 new = {row.tokens[:cut] for cut in self._splits(row)}
-                cost = sum(map(len, new)) * self._token_bytes
+                cost = sum(map(len, new)) * self.token_bytes
             wave.append(row)
             seen |= new
             size += cost
@@ -225,18 +255,7 @@ class CausalScorer:
         if "past_key_values" not in inputs:
             inputs["past_key_values"] = DynamicCache()
         self.model.base_model(**inputs)
-        cache = inputs["past_key_values"]
-        bucket = batch[0].shape[0]
-        found: list[Layers] = []
-        for index, one in enumerate(batch):
-            start, end = bucket - len(one.parent), bucket + len(one.tokens)
-            found.append(
-                [
-                    (layer.keys[index, :, start:end].clone(), layer.values[index, :, start:end].clone())
-                    for layer in cache.layers
-                ]
-            )
-        return found
+        return _own_parts(batch, inputs["past_key_values"])
 
     def _score_batch(self, batch: Sequence[_Segment], kept: dict[Tokens, Layers]) -> Tensor:
         rows = [one.row for one in batch if one.row is not None]
@@ -251,7 +270,7 @@ class CausalScorer:
 
         Models with another kind of memory (state spaces, hybrids) do not; their rows are computed as a whole.
         """
-        self._token_bytes = 1
+        self.token_bytes = 1
         self.reuses_prefixes = False
         rows = [tuple(row) for row in probe.tolist()]
         answers = ((0,), (1,), (2,), (3,))
@@ -270,8 +289,23 @@ class CausalScorer:
         finally:
             self.tokens_computed = 0
         layers = kept[rows[0][:5]]
-        self._token_bytes = layers_bytes(layers) // 5
+        self.token_bytes = layers_bytes(layers) // 5
         return bool(layers) and same_logits(expected, got, self.model.dtype)
+
+
+def _own_parts(batch: Sequence[_Segment], cache: Any) -> list[Layers]:
+    """The keys and values of each row of a batch, without the padding around them."""
+    bucket = batch[0].shape[0]
+    found: list[Layers] = []
+    for index, one in enumerate(batch):
+        start, end = bucket - len(one.parent), bucket + len(one.tokens)
+        found.append(
+            [
+                (layer.keys[index, :, start:end].clone(), layer.values[index, :, start:end].clone())
+                for layer in cache.layers
+            ]
+        )
+    return found
 
 
 def _gather(batch: Sequence[_Segment], bucket: int, kept: dict[Tokens, Layers]) -> DynamicCache:

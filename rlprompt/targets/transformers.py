@@ -98,7 +98,7 @@ class TransformersTarget:
         self._eos = end_tokens(self.model, self.tokenizer)
         self._writer: CausalWriter | Seq2SeqScorer | None = None
         if isinstance(self._scorer, CausalScorer):
-            self._writer = CausalWriter(self.model, self._scorer.head, batch_tokens)
+            self._writer = CausalWriter(self._scorer, batch_tokens)
         elif isinstance(self._scorer, Seq2SeqScorer):
             self._writer = self._scorer
         reference = resolve_model(name, revision)
@@ -247,7 +247,7 @@ class TransformersTarget:
         if request.temperature < 0 or not math.isfinite(request.temperature):
             raise ConfigError(f"temperature must be 0 or more, got {request.temperature}")
         read = len(encoded.tokens) + (request.max_tokens if self.head == "causal" else 0)
-        return self._too_long(read) or Writing(request, encoded.tokens, self.tokenizer, self._eos)
+        return self._too_long(read) or Writing(request, encoded.tokens, self.tokenizer, self._eos, encoded.split)
 
     def _masked_question(self, request: TargetRequest, answers: tuple[tuple[int, ...], ...]) -> _Question | Failure:
         full = request.continuation is not None or any(len(answer) > 1 for answer in answers)

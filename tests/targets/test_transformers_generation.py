@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny_transformers import INPUTS, MULTI, SINGLE, causal_reference, normalised, plain_model
+from tiny_transformers import INPUTS, MULTI, PROMPTS, SINGLE, causal_reference, normalised, plain_model
 
 from rlprompt.errors import ConfigError
 from rlprompt.targets.transformers import TransformersTarget
@@ -31,6 +31,49 @@ class TestGeneration:
             start = 1 if head == "seq2seq" else ids.shape[1]
             assert output.text == tokenizer.decode(written[start:], skip_special_tokens=True)
             assert 1 <= output.completion_tokens <= 9
+
+    def test_a_model_without_keys_and_values_writes_the_same(self, folders: Callable[[str], str]) -> None:
+        model, tokenizer = plain_model(folders("mamba"))
+        target = TransformersTarget(folders("mamba"), dtype="float32", device="cpu")
+        texts = ["It was", "One word: it was", "It was"]
+        for text, output in zip(
+            texts, target.run([TargetRequest(Rendered(text=text), max_tokens=7) for text in texts]), strict=True
+        ):
+            ids = tokenizer(text)["input_ids"]
+            written: list[int] = []
+            while len(written) < 7 and tokenizer.eos_token_id not in written:
+                with torch.inference_mode():
+                    written.append(int(model(torch.tensor([ids + written])).logits[0, -1].argmax()))
+            assert output.text == tokenizer.decode(written, skip_special_tokens=True)
+
+    def test_what_texts_share_is_read_once_and_neighbours_change_nothing(self, folders: Callable[[str], str]) -> None:
+        model, tokenizer = plain_model(folders("llama"))
+        start = " ".join(INPUTS) + " "  # beyond 128 tokens, and below with the shorter one
+        rendered = [
+            Rendered(text=text + prompt, split=len(text))
+            for text in (start, "It was. ")
+            for prompt in PROMPTS
+            if prompt
+        ]
+        requests = [TargetRequest(one, max_tokens=9) for one in rendered]
+        target = TransformersTarget(folders("llama"), dtype="float32", device="cpu")
+        together = target.run(requests)
+        for one, output in zip(rendered, together, strict=True):
+            ids = torch.tensor([tokenizer(one.text)["input_ids"]])
+            options = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0}
+            written = model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0]
+            assert output.text == tokenizer.decode(written[ids.shape[1] :], skip_special_tokens=True)
+        assert target.stats()["prefix_misses"] == 2
+        whole = TransformersTarget(folders("llama"), dtype="float32", device="cpu")
+        whole.run([TargetRequest(Rendered(text=one.text), max_tokens=9) for one in rendered])
+        computed = [entry.stats()["generation_tokens_computed"] for entry in (target, whole)]
+        shared = len(tokenizer(start)["input_ids"])
+        assert shared > 128
+        assert computed[1] - computed[0] > 2 * shared
+        alone = TransformersTarget(folders("llama"), dtype="float32", device="cpu")
+        assert [alone.run([request])[0] for request in reversed(requests)] == together[::-1]
+        assert target.run(requests) == together  # from the store
+        assert target.stats()["tokens_computed"] == 0
 
     @pytest.mark.parametrize("name", ["llama", "t5"])
     def test_samples_depend_on_seed_sample_and_text_only(self, folders: Callable[[str], str], name: str) -> None:
