@@ -31,7 +31,7 @@ _STANDARD = ("prompts", "completions", "outputs", "references")
 _ATTRIBUTES = (
     *("needs", "reads_text", "needs_original", "original", "gold_not_ordered", "timeout_seconds"),
     *("state_dict", "load_state_dict"),
-    *("records", "attach", "judge_calls", "metrics", "max_abstained_fraction"),
+    *("also_records", "attach", "judge_calls", "run_metrics", "max_abstained_fraction"),
 )
 TOTAL = "reward"
 """What a reward that records further numbers calls its own in what it returns."""
@@ -105,10 +105,10 @@ class Component:
             probabilities, an answered text will do), `gold_not_ordered` (True where a right
             output need not score at least as high as a wrong one), `needs_original` (True where it compares with
             the original prompt: it then gets `original_prompts` and `originals`, the answers to those) and
-            `original` (a prompt to take for it), `timeout_seconds`, `state_dict`, `load_state_dict`; `records` (names
-            of further numbers that are recorded beside its own: it then returns a dict of lists, "reward" and those);
+            `original` (a prompt to take for it), `timeout_seconds`, `state_dict`, `load_state_dict`; `also_records`
+            (names of further numbers: it then returns a dict of lists, "reward" and those);
             and for rewards that spend: `attach(account)` (see `rlprompt.rewards.spending.Account`), `judge_calls` (a
-            `JudgeCalls`), `metrics()` (numbers for the run's metrics) and `max_abstained_fraction` (of the made-up
+            `JudgeCalls`), `run_metrics()` (numbers for the run's metrics) and `max_abstained_fraction` (of the made-up
             outputs of the check before a run).
         weight: factor in the sum; 0 only records the component.
         timeout_seconds: bound of one call over all pairs; None takes the reward's attribute, or 300.
@@ -139,7 +139,7 @@ class Component:
         self.gold_not_ordered = bool(getattr(reward, "gold_not_ordered", False))
         self.needs_original = bool(getattr(reward, "needs_original", False))
         self.original: str | None = getattr(reward, "original", None)
-        self.records: tuple[str, ...] = tuple(getattr(reward, "records", ()))
+        self.records: tuple[str, ...] = tuple(getattr(reward, "also_records", ()))
         self.judge_calls: JudgeCalls = getattr(reward, "judge_calls", JudgeCalls())
         self.max_abstained_fraction: float | None = getattr(reward, "max_abstained_fraction", None)
         if self.needs not in NEEDS:
@@ -185,7 +185,7 @@ class Component:
 
     def metrics(self) -> dict[str, float]:
         """Returns what the reward has to say about itself, cumulative over the run, by name."""
-        metrics = getattr(self.reward, "metrics", None)
+        metrics = getattr(self.reward, "run_metrics", None)
         return {name: float(value) for name, value in metrics().items()} if callable(metrics) else {}
 
     def abstentions(self) -> dict[str, int]:

@@ -75,7 +75,7 @@ class Checklist:
         self.items = _items(items)
         self.soft = soft
         self.min_answered = min_answered
-        self.records = tuple(item.name for item in self.items)
+        self.also_records = tuple(item.name for item in self.items)
         self.judge = LLMJudge(
             target,
             "Each text has a question of its own.",
@@ -141,9 +141,9 @@ class Checklist:
             found[item.name] = [None if isinstance(value, Failure) else value for value in answers]
         return found
 
-    def metrics(self) -> dict[str, float]:
+    def run_metrics(self) -> dict[str, float]:
         """Returns the judge's abstentions."""
-        return self.judge.metrics()
+        return self.judge.run_metrics()
 
     def state_dict(self) -> Json:
         """Returns the judge's state."""

@@ -66,17 +66,17 @@ class Ensemble(Composite):
         self.max_disagreement = max_disagreement
         self._weights = weights
         self._counts: Counter[str] = Counter()
-        self.records = (DISAGREEMENT, *(member.name for member in self.members))
+        self.also_records = (DISAGREEMENT, *(member.name for member in self.members))
 
     @property
     def abstentions(self) -> dict[str, int]:
         """How often it abstained itself ("disagreement", "too-few"), and its members had no verdict, by kind."""
         return {**super().abstentions, **{kind: number for kind, number in self._counts.items() if number}}
 
-    def metrics(self) -> dict[str, float]:
+    def run_metrics(self) -> dict[str, float]:
         """Returns its own abstentions, and the numbers of the members."""
         own = {f"abstained/{kind}": float(number) for kind, number in self._counts.items()}
-        return {"abstained": float(self._counts.total()), **own, **super().metrics()}
+        return {"abstained": float(self._counts.total()), **own, **super().run_metrics()}
 
     def state_dict(self) -> Json:
         """Returns the members' states and the counts."""
@@ -127,7 +127,7 @@ def _numbered(members: Sequence[Part], load: LoadPart | None) -> list[Any]:
     seen: dict[str, int] = {}
     parts = []
     for member in members:
-        name = str(member.get("name")) if isinstance(member, dict) else getattr(member, "name", "member")
+        name = str(member.get("name", "member")) if isinstance(member, dict) else getattr(member, "name", "member")
         seen[name] = number = seen.get(name, 0) + 1
         parts.append(make_part("ensemble", member, name if number == 1 else f"{name}#{number}", load))
     names = [part.name for part in parts]

@@ -74,7 +74,7 @@ class Hybrid(Composite):
         self.passes = passes
         self.judge_scale = judge_scale
         self.gold_not_ordered = self.verifier.gold_not_ordered
-        self.records = (VERIFIER, JUDGE)
+        self.also_records = (VERIFIER, JUDGE)
 
     def __call__(self, **arguments: Sequence[Any]) -> dict[str, list[Value]]:
         """Scores N pairs; the keywords are those of every reward. The judge sees only the pairs that need it."""

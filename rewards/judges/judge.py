@@ -71,9 +71,9 @@ class LLMJudge:
         scale: mode "score": lowest and highest score, whole numbers.
         baseline: mode "pairwise": a text to compare with, in the place of the original prompt or its answer.
         tie: mode "pairwise": a verdict that changes with the order is "abstain" or "half" (0.5).
-        show: columns that the judge sees beside the text, "input" and "reference" among them; by default the input
-            beside an output, and nothing beside a prompt. A prompt that is judged alone is judged once, whatever the
-            number of examples.
+        show: columns that the judge sees beside the text, where they are not empty, "input" and "reference" among
+            them; by default the input beside an output, and nothing beside a prompt. A prompt that is judged alone is
+            judged once, whatever the number of examples.
         ask: "probabilities" of the possible verdicts, "text" (a written reply), or "auto": probabilities in mode
             "yes-no" where the target gives some, else text.
         choices: mode "yes-no": yes and no as continuations of the question.
@@ -254,7 +254,7 @@ class LLMJudge:
         self._count(found)
         return found
 
-    def metrics(self) -> dict[str, float]:
+    def run_metrics(self) -> dict[str, float]:
         """Returns the abstentions of the run so far, in all and by kind."""
         kinds = self.abstentions
         return {"abstained": float(sum(kinds.values())), **{f"abstained/{kind}": float(n) for kind, n in kinds.items()}}
@@ -295,7 +295,9 @@ class LLMJudge:
             if values is None:
                 raise KeyError(f"judge: show names '{name}', which is no column here{did_you_mean(name, columns)}")
             for index, row in enumerate(shown):
-                row[name] = _shown_text(name, values[index], index, columns)
+                text = _shown_text(name, values[index], index, columns)
+                if text:
+                    row[name] = text
         return shown
 
     def _worth(self, found: Comparison | Failure) -> float | Failure | None:

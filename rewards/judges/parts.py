@@ -74,7 +74,7 @@ class Composite:
         for part in self._parts:
             part.attach(account)
 
-    def metrics(self) -> dict[str, float]:
+    def run_metrics(self) -> dict[str, float]:
         """Returns the numbers of the parts, as "PART/NUMBER"."""
         return {f"{part.name}/{name}": value for part in self._parts for name, value in part.metrics().items()}
 

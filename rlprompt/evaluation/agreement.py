@@ -281,7 +281,7 @@ def _decide(value: float | None, kind: str, judge: LLMJudge | None) -> Verdict |
 def _values(judge: Component, items: Sequence[LabelledItem]) -> list[tuple[str, float | None]]:
     """Calls any reward on the texts, as outputs and as prompts alike; of a missing value the kind is not known."""
     names = dict.fromkeys(name for item in items for name in item.columns)
-    columns: dict[str, list[Any]] = {name: [item.columns.get(name) for item in items] for name in names}
+    columns: dict[str, list[Any]] = {name: [item.columns.get(name) for item in items] for name in (*names, "input")}
     texts = [item.text for item in items]
     given = {
         **columns,

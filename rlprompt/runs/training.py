@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlprompt.config import RunConfig, dump_config
-from rlprompt.errors import BudgetExceededError, RLPromptError, TooManyFailuresError
+from rlprompt.errors import BudgetExceededError, ConfigError, RLPromptError, TooManyFailuresError
 from rlprompt.runs.checkpoints import newest_valid
 from rlprompt.runs.environment import describe_environment, record_session
 from rlprompt.runs.folder import RunFolder, check_writable, new_run_folder, only_writer, write_bytes
@@ -99,7 +99,10 @@ def _build(
         MetaSettings.from_config(config.env).load()  # a wrong meta-prompt is told of before there is a folder
     scorer = build_scorer(config, allow_modules=allow_modules, search_path=search_path)
     check_monitor(config.monitor, scorer.rewards)
-    check_rewards(scorer.rewards, scorer.task)
+    try:
+        check_rewards(scorer.rewards, scorer.task)
+    except BudgetExceededError as error:
+        raise ConfigError(f"the budget does not hold for the check of the rewards: {error}") from error
     spent = scorer.ledger.snapshot()["used"]["calls"]
     check_first_iteration(config, scorer.task, scorer.rewards.judge_calls, spent)
     policy = build_policy(
