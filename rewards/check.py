@@ -1,12 +1,15 @@
-"""Tries every reward before a run, on gold, wrong and empty outputs made from a few examples; no target calls."""
+"""Tries every reward before a run, on gold, wrong and empty outputs made from a few examples; no target calls.
+
+Rewards that call a judge do so here too, in the phase "check" of the account that they were attached to.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from rlprompt.tasks import Task
 
 KINDS = ("gold", "wrong", "empty")
+CHECK_PHASE = "check"
 
 _CONFIDENT = 0.9
 """Probability that a made-up answer gives to its choice."""
@@ -42,6 +46,10 @@ class RewardCheck:
     """Mean value on outputs that say nothing: no text, or equal probabilities."""
     seconds: float
     """Time of one sample, from one call with all of them."""
+    num_outputs: int = 0
+    """Made-up outputs that it was asked about."""
+    abstentions: Mapping[str, int] = field(default_factory=dict)
+    """How often it abstained, by kind; of rewards that count that."""
 
 
 def check_rewards(
@@ -63,9 +71,11 @@ def check_rewards(
 
     Raises:
         RewardError: a reward raises, takes too long, returns something of the wrong length, type or a number that
-            is not finite, or scores a right output below a wrong one. The message names the reward, the sample and
-            what to do.
+            is not finite, scores a right output below a wrong one, or abstains on more than its
+            `max_abstained_fraction`. The message names the reward, the sample and what to do.
+        BudgetExceededError: the calls of a judge do not fit into the budget.
     """
+    rewards.spend_in(CHECK_PHASE)
     examples = _choose(task, num_examples)
     pairs, labels = _make_pairs(task, examples, rewards, prompt)
     runner = Runner()
@@ -88,6 +98,8 @@ def _check(
     scored = component.score(runner, pairs)
     seconds = (time.perf_counter() - started) / len(labels)
     _refuse_faults(component, runner, pairs, labels, scored, task)
+    kinds = component.abstentions()
+    _refuse_silence(component, scored, kinds)
     by_kind: dict[str, FloatArray] = dict(zip(KINDS, scored.values.reshape(len(KINDS), -1), strict=True))
     _refuse_wrong_order(component, by_kind, examples)
     component.load_state_dict(state)
@@ -100,15 +112,22 @@ def _check(
         means["wrong"],
         means["empty"],
         seconds,
+        len(labels),
+        kinds,
     )
 
 
 def _refuse_faults(
     component: Component, runner: Runner, pairs: Pairs, labels: Sequence[str], scored: Scored, task: Task
 ) -> None:
-    if not scored.failures:
+    if scored.reported and len(scored.reported) == len(labels):
+        failure = scored.failures[min(scored.reported)]
+        raise RewardError(f"{failure.message}; so did all {len(labels)} calls of the check; mend what it asks")
+    # Some calls of a judge may fail, then and now: a run excludes those samples and counts them.
+    faults = {index: failure for index, failure in scored.failures.items() if index not in scored.reported}
+    if not faults:
         return
-    index, failure = min(scored.failures.items())
+    index, failure = min(faults.items())
     remedy = {
         "exception": "mend it, or return None for samples that it cannot score",
         "timeout": "make it faster, or raise timeout_seconds in its kwargs",
@@ -127,6 +146,20 @@ def _refuse_faults(
     else:
         where = f" (a call with {len(labels)} samples, the first is {labels[0]})"
     raise RewardError(f"{failure.message}{where}; {remedy}") from scored.error
+
+
+def _refuse_silence(component: Component, scored: Scored, kinds: Mapping[str, int]) -> None:
+    bound = component.max_abstained_fraction
+    silent = int(np.isnan(scored.values).sum()) - len(scored.failures)
+    count = len(scored.values) - len(scored.failures)
+    if bound is None or silent <= bound * count:
+        return
+    told = f" ({', '.join(f'{kind} {number}' for kind, number in sorted(kinds.items()))})" if kinds else ""
+    raise RewardError(
+        f"reward '{component.name}' abstained on {silent} of {count} made-up outputs{told}, more than "
+        f"max_abstained_fraction = {bound:g}; have its judge answer in the form that it is asked for (a larger model, "
+        "ask: probabilities, another rubric), or raise the bound"
+    )
 
 
 def _first_that_raises(component: Component, runner: Runner, pairs: Pairs, labels: Sequence[str]) -> str:

@@ -8,19 +8,21 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
-from rlprompt.config import RewardConfig
-from rlprompt.errors import ConfigError, RewardError, RLPromptError, did_you_mean
+from rlprompt.config import RewardConfig, describe
+from rlprompt.errors import BudgetExceededError, ConfigError, RewardError, RLPromptError, did_you_mean
 from rlprompt.registry import resolve
 from rlprompt.rewards.adapters import ADAPTER_KEYWORDS, adapt
 from rlprompt.rewards.arguments import check_arguments, parameters, takes
 from rlprompt.rewards.runner import Runner
+from rlprompt.rewards.spending import Account, JudgeCalls
 from rlprompt.types import Failure, FloatArray, TargetOutput
 
 NEEDS = ("choices", "text", "logprob", "any")
@@ -29,7 +31,10 @@ _STANDARD = ("prompts", "completions", "outputs", "references")
 _ATTRIBUTES = (
     *("needs", "reads_text", "needs_original", "original", "gold_not_ordered", "timeout_seconds"),
     *("state_dict", "load_state_dict"),
+    *("also_records", "attach", "judge_calls", "run_metrics", "max_abstained_fraction"),
 )
+TOTAL = "reward"
+"""What a reward that records further numbers calls its own in what it returns."""
 _TIMEOUT_SECONDS = 300.0
 _MESSAGE_CHARACTERS = 300
 # What user code may do wrong while it is imported or constructed; rlprompt's own errors are told as they are.
@@ -83,6 +88,10 @@ class Scored:
     """The fault of the call as a whole (exception, time-out, wrong length), when there was one."""
     error: BaseException | None = None
     """The exception behind `whole`, for the log."""
+    further: dict[str, FloatArray] = field(default_factory=dict)
+    """What it records beside its value, (N,) each; NaN where it has none."""
+    reported: frozenset[int] = frozenset()
+    """The pairs that it said itself to have failed, by returning a `Failure`: a judge's call, for example."""
 
 
 class Component:
@@ -96,7 +105,11 @@ class Component:
             probabilities, an answered text will do), `gold_not_ordered` (True where a right
             output need not score at least as high as a wrong one), `needs_original` (True where it compares with
             the original prompt: it then gets `original_prompts` and `originals`, the answers to those) and
-            `original` (a prompt to take for it), `timeout_seconds`, `state_dict`, `load_state_dict`.
+            `original` (a prompt to take for it), `timeout_seconds`, `state_dict`, `load_state_dict`; `also_records`
+            (names of further numbers: it then returns a dict of lists, "reward" and those);
+            and for rewards that spend: `attach(account)` (see `rlprompt.rewards.spending.Account`), `judge_calls` (a
+            `JudgeCalls`), `run_metrics()` (numbers for the run's metrics) and `max_abstained_fraction` (of the made-up
+            outputs of the check before a run).
         weight: factor in the sum; 0 only records the component.
         timeout_seconds: bound of one call over all pairs; None takes the reward's attribute, or 300.
 
@@ -126,6 +139,9 @@ class Component:
         self.gold_not_ordered = bool(getattr(reward, "gold_not_ordered", False))
         self.needs_original = bool(getattr(reward, "needs_original", False))
         self.original: str | None = getattr(reward, "original", None)
+        self.records: tuple[str, ...] = tuple(getattr(reward, "also_records", ()))
+        self.judge_calls: JudgeCalls = getattr(reward, "judge_calls", JudgeCalls())
+        self.max_abstained_fraction: float | None = getattr(reward, "max_abstained_fraction", None)
         if self.needs not in NEEDS:
             raise ConfigError(f"reward '{name}': needs must be one of {', '.join(NEEDS)}, got {self.needs!r}")
         self._keywords = _accepted_keywords(name, reward)
@@ -135,6 +151,9 @@ class Component:
 
         The reward does not see pairs whose target call failed (NaN here, no failure of the reward), nor those
         without the answer that it needs (a failure).
+
+        Raises:
+            BudgetExceededError: what the reward wanted to spend does not fit into the run's budget.
         """
         count = len(pairs.outputs)
         values = np.full(count, np.nan)
@@ -147,12 +166,31 @@ class Component:
                 failures[index] = self._failure("malformed", problem)
             else:
                 chosen.append(index)
+        further = {name: np.full(count, np.nan) for name in self.records}
         if not chosen:
-            return Scored(values, failures)
+            return Scored(values, failures, further=further)
         scored = self._score(runner, pairs.arguments(chosen), len(chosen))
         values[chosen] = scored.values
+        for name, numbers in scored.further.items():
+            further[name][chosen] = numbers
         failures |= {chosen[position]: failure for position, failure in scored.failures.items()}
-        return Scored(values, failures, scored.whole, scored.error)
+        reported = frozenset(chosen[position] for position in scored.reported)
+        return Scored(values, failures, scored.whole, scored.error, further, reported)
+
+    def attach(self, account: Account) -> None:
+        """Tells a reward that spends on whose account it does; raises ConfigError where the account refuses it."""
+        attach = getattr(self.reward, "attach", None)
+        if callable(attach):
+            attach(account)
+
+    def metrics(self) -> dict[str, float]:
+        """Returns what the reward has to say about itself, cumulative over the run, by name."""
+        metrics = getattr(self.reward, "run_metrics", None)
+        return {name: float(value) for name, value in metrics().items()} if callable(metrics) else {}
+
+    def abstentions(self) -> dict[str, int]:
+        """Returns how often the reward abstained by kind, where it counts that."""
+        return dict(getattr(self.reward, "abstentions", {}))
 
     def state_dict(self) -> Any:
         """Returns the reward's state as JSON values; None for a reward without one."""
@@ -183,10 +221,12 @@ class Component:
         outcome = runner.run(partial(self.call, arguments), self.timeout_seconds)
         if outcome.timed_out:
             return self._all_failed(count, "timeout", f"took longer than {self.timeout_seconds:g} s")
+        if isinstance(outcome.error, BudgetExceededError):  # the run stops for it, as for one of the target
+            raise outcome.error
         if outcome.error is not None:
             problem = f"raised {type(outcome.error).__name__}: {_one_line(outcome.error)}"
             return self._all_failed(count, "exception", problem, outcome.error)
-        return self._read(outcome.value, count)
+        return self.read(outcome.value, count)
 
     def _failure(self, kind: str, problem: str) -> Failure:
         return Failure("reward", kind, f"reward '{self.name}' {problem}")
@@ -194,6 +234,20 @@ class Component:
     def _all_failed(self, count: int, kind: str, problem: str, error: BaseException | None = None) -> Scored:
         failure = self._failure(kind, problem)
         return Scored(np.full(count, np.nan), dict.fromkeys(range(count), failure), failure, error)
+
+    def read(self, returned: Any, count: int) -> Scored:
+        """Reads what the reward returned for so many pairs; what does not fit is a `Failure`."""
+        if not (self.records and isinstance(returned, Mapping)):
+            return self._read(returned, count)
+        if set(returned) != {TOTAL, *self.records}:
+            problem = f"returned {', '.join(map(str, returned))}; it has to be {', '.join((TOTAL, *self.records))}"
+            return self._all_failed(count, "malformed", problem)
+        parts = {name: self._read(returned[name], count) for name in (TOTAL, *self.records)}
+        faulty = next((part for part in parts.values() if part.whole is not None), None)
+        if faulty is not None:
+            return faulty
+        total = parts.pop(TOTAL)
+        return replace(total, further={name: part.values for name, part in parts.items()})
 
     def _read(self, returned: Any, count: int) -> Scored:
         if isinstance(returned, np.ndarray) and returned.ndim == 1:
@@ -206,17 +260,21 @@ class Component:
             return self._all_failed(count, "malformed", problem)
         values = np.full(count, np.nan)
         failures: dict[int, Failure] = {}
+        reported = set()
         for index, entry in enumerate(returned):
             if entry is None:
                 continue
-            if not isinstance(entry, bool | int | float | np.bool_ | np.integer | np.floating):
+            if isinstance(entry, Failure):
+                failures[index] = replace(entry, where="reward", message=f"reward '{self.name}': {entry.message}")
+                reported.add(index)
+            elif not isinstance(entry, bool | int | float | np.bool_ | np.integer | np.floating):
                 problem = f"returned {_article(entry)}, not a number or None"
                 failures[index] = self._failure("malformed", problem)
             elif not np.isfinite(number := _as_float(entry)):
                 failures[index] = self._failure("nan", f"returned {number}")
             else:
                 values[index] = number
-        return Scored(values, failures)
+        return Scored(values, failures, reported=frozenset(reported))
 
 
 def load_component(
@@ -230,7 +288,8 @@ def load_component(
 
     A class is constructed with the `kwargs`; a function gets them as further keywords. Two keys of `kwargs` belong
     to rlprompt where the reward itself has no such parameter: `timeout_seconds`, and those of
-    `rlprompt.rewards.adapters`.
+    `rlprompt.rewards.adapters`. A class with a parameter `load_part` gets a function that loads the rewards it is made
+    of, (mapping with name and kwargs, label) -> Component, under the same allowances.
 
     Args:
         config: name, weight and kwargs.
@@ -251,6 +310,8 @@ def load_component(
         if isinstance(found, type):
             own = {key: kwargs.pop(key) for key in ADAPTER_KEYWORDS if key in kwargs and not takes(found, key)}
             check_arguments(f"reward '{config.name}'", found, kwargs)
+            if takes(found, "load_part"):
+                kwargs["load_part"] = partial(load_part, allow_modules=allow_modules, search_path=search_path)
             reward, kwargs = found(**kwargs), own
         else:
             reward = found
@@ -271,6 +332,24 @@ def load_component(
             if hasattr(reward, attribute):
                 setattr(adapted, attribute, getattr(reward, attribute))
     return Component(label, adapted, config.weight, timeout_seconds=timeout)
+
+
+def load_part(
+    entry: Mapping[str, Any], label: str, *, allow_modules: Sequence[str] = (), search_path: str | Path | None = None
+) -> Component:
+    """Builds a reward that is part of another one from its entry in the configuration; raises as `load_component`.
+
+    Args:
+        entry: `name`, and if wanted `weight` and `kwargs`.
+        label: what it is called in messages and records.
+        allow_modules: as in `load_component`.
+        search_path: as in `load_component`.
+    """
+    try:
+        config = RewardConfig.model_validate(entry)
+    except ValidationError as error:
+        raise ConfigError(f"reward '{label}': {describe(error, RewardConfig)}") from error
+    return load_component(config, allow_modules=allow_modules, search_path=search_path, name=label)
 
 
 def _check_keywords(name: str, reward: Callable[..., Any], kwargs: Mapping[str, Any]) -> None:

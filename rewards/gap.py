@@ -37,10 +37,11 @@ class GapOverOriginal:
     def __init__(self, reward: str, kwargs: Mapping[str, Any] | None = None, original: str | None = None) -> None:
         self._inner = load_component(RewardConfig(name=reward, kwargs=dict(kwargs or {})))
         inner = self._inner.reward
-        if self._inner.needs_original or hasattr(inner, "state_dict") or _is_async(inner):
+        stateful = hasattr(inner, "state_dict") or bool(self._inner.records)
+        if self._inner.needs_original or stateful or _is_async(inner):
             raise ConfigError(
-                f"gap-over-original: reward '{reward}' has a state, is async or compares with the original itself; "
-                "name another one"
+                f"gap-over-original: reward '{reward}' has a state, is async, records further numbers or compares with "
+                "the original itself; name another one"
             )
         self.original = original
         self.needs = self._inner.needs

@@ -14,6 +14,8 @@ from rlprompt.config import RewardConfig
 from rlprompt.errors import CheckpointError, ConfigError
 from rlprompt.rewards.component import Component, Pairs, Scored, load_component
 from rlprompt.rewards.runner import Runner
+from rlprompt.rewards.spending import Account, JudgeCalls
+from rlprompt.targets.ledger import Ledger
 from rlprompt.types import Failure, FloatArray, Json, TargetOutput
 
 _log = logging.getLogger(__name__)
@@ -24,7 +26,8 @@ class RewardResult:
     """The rewards of N pairs."""
 
     components: dict[str, FloatArray]
-    """Raw values of each component by its name, (N,); NaN where it abstained or failed."""
+    """Raw values of each component by its name, and of what it records beside them by "name/record", (N,); NaN where
+    it abstained or failed."""
     rewards: FloatArray
     """Weighted sum, (N,); NaN where a component with a weight abstained or failed, or the target failed."""
     failures: dict[int, Failure]
@@ -54,11 +57,16 @@ class RewardSet:
         if not any(component.weight for component in components):
             raise ConfigError(f"reward: all weights are 0 ({', '.join(names)}); give at least one a weight")
         self.components = tuple(components)
-        self.needs = _common_need(self.components)
+        self.needs = common_need(self.components)
         self.needs_original = any(component.needs_original for component in self.components)
         """Whether a component compares with the original prompt."""
-        self.original = _common_original(self.components)
+        self.original = common_original(self.components)
         """The original prompt, where a component names one."""
+        self.judge_calls = sum((component.judge_calls for component in self.components), JudgeCalls())
+        """The most calls that the rewards make of their own."""
+        self._account = Account()
+        for component in self.components:
+            component.attach(self._account)
         self._runner = Runner()
         self._warned: set[tuple[str, str]] = set()
 
@@ -98,6 +106,7 @@ class RewardSet:
         outputs: Sequence[TargetOutput],
         references: Sequence[Any],
         columns: Mapping[str, Sequence[Any]],
+        phase: str = "train",
     ) -> RewardResult:
         """Scores N pairs. Never raises for what a reward does wrong: that is in `RewardResult.failures`.
 
@@ -107,9 +116,11 @@ class RewardSet:
             outputs: what the target answered, (N,).
             references: labels or gold answers, (N,).
             columns: the task's columns by name, each (N,).
+            phase: where rewards that spend book it.
 
         Raises:
             ConfigError: the lists differ in length.
+            BudgetExceededError: what a reward wanted to spend does not fit into the budget.
         """
         count = len(outputs)
         for key, values in {
@@ -120,6 +131,7 @@ class RewardSet:
         }.items():
             if len(values) != count:
                 raise ConfigError(f"rewards got {len(values)} {key} for {count} outputs; give one per output")
+        self.spend_in(phase)
         pairs = Pairs(prompts, completions, outputs, references, columns)
         total = np.zeros(count)
         components: dict[str, FloatArray] = {}
@@ -127,11 +139,43 @@ class RewardSet:
         for component in self.components:
             scored = component.score(self._runner, pairs)
             components[component.name] = scored.values
+            components |= {f"{component.name}/{name}": values for name, values in scored.further.items()}
             self._warn(component, scored)
             if component.weight:  # a component that is only recorded excludes no pair
                 total += component.weight * scored.values
                 failures = {**scored.failures, **failures}
         return RewardResult(components, total, failures)
+
+    @property
+    def recorded(self) -> tuple[str, ...]:
+        """The names in `RewardResult.components`."""
+        return tuple(
+            name
+            for component in self.components
+            for name in (component.name, *(f"{component.name}/{record}" for record in component.records))
+        )
+
+    def attach(self, ledger: Ledger) -> None:
+        """Has the rewards spend on a ledger.
+
+        Raises:
+            ConfigError: the ledger limits money and a reward's judge has no known price.
+        """
+        self._account = Account(ledger)
+        for component in self.components:
+            component.attach(self._account)
+
+    def spend_in(self, phase: str) -> None:
+        """Books what the rewards spend in this phase, until a call of the set names another one."""
+        self._account.phase = phase
+
+    def metrics(self) -> dict[str, float]:
+        """Returns the numbers that rewards tell of themselves, as "reward/NAME/NUMBER"; cumulative over the run."""
+        return {
+            f"reward/{component.name}/{name}": value
+            for component in self.components
+            for name, value in component.metrics().items()
+        }
 
     def state_dict(self) -> Json:
         """Returns the state of the components that have one, by name, as JSON values."""
@@ -160,14 +204,16 @@ class RewardSet:
                 _log.warning("%s; such samples are excluded", failure.message, exc_info=scored.error)
 
 
-def _common_original(components: Sequence[Component]) -> str | None:
+def common_original(components: Sequence[Component]) -> str | None:
+    """Returns the original prompt that components name; ConfigError where they name different ones."""
     named = {component.original: component.name for component in components if component.original is not None}
     if len(named) > 1:
         raise ConfigError(f"rewards {' and '.join(named.values())} name different original prompts; name one")
     return next(iter(named), None)
 
 
-def _common_need(components: Sequence[Component]) -> str:
+def common_need(components: Sequence[Component]) -> str:
+    """Returns what the target has to answer for all components; ConfigError where no single answer will do."""
     needs = {component.needs: component.name for component in components if component.needs != "any"}
     if "text" in needs and len(needs) > 1:
         other = "logprob" if "logprob" in needs else "choices"

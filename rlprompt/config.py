@@ -232,6 +232,21 @@ class SelectionConfig(Section):
     """Drop prompts early that cannot win any more: halve the field on growing parts of dev."""
 
 
+class MonitorConfig(Section):
+    """A watch for reward hacking: does a proxy reward rise while a gold reward falls? See `docs/judges.md`."""
+
+    proxy: str
+    """A component of the reward, as it is recorded: "judge", "ensemble/disagreement"; "reward" is their sum."""
+    gold: str
+    """A component that is not learnt from (weight 0), or "accuracy"."""
+    window: int = Field(default=10, ge=4)
+    """Iterations that are looked at."""
+    threshold: float = Field(default=0.7, gt=0, le=1)
+    """Both trends must be at least so clear: correlation with time, from 0 to 1."""
+    min_fall: float = Field(default=0.0, ge=0)
+    """The gold reward's fitted line must fall at least so much over the window."""
+
+
 class RunSettings(Section):
     """Where and how a run is kept."""
 
@@ -273,6 +288,7 @@ class RunConfig(Section):
     """What comes before `algorithm`, in order: prepare, SFT warm start, ..."""
     budget: BudgetConfig = BudgetConfig()
     selection: SelectionConfig = SelectionConfig()
+    monitor: MonitorConfig | None = None
     run: RunSettings = RunSettings()
 
     @model_validator(mode="after")

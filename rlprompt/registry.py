@@ -38,6 +38,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "similarity": "rlprompt.rewards.similarity:Similarity",
         "attribute": "rlprompt.rewards.attribute:Attribute",
         "gap-over-original": "rlprompt.rewards.gap:GapOverOriginal",
+        "judge": "rlprompt.rewards.judges.judge:LLMJudge",
+        "ensemble": "rlprompt.rewards.judges.ensemble:Ensemble",
+        "checklist": "rlprompt.rewards.judges.checklist:Checklist",
+        "hybrid": "rlprompt.rewards.judges.hybrid:Hybrid",
     },
     "stabilisers": {
         "z-score": "rlprompt.rewards.stabilisers:ZScore",

@@ -115,7 +115,8 @@ class Target(Protocol):
 class Reward(Protocol):
     """A reward: keyword lists of equal length N in, one number (or None to abstain) per pair out.
 
-    A plain function will do; a class may add `state_dict` and `load_state_dict`; it may be `async`.
+    A `Failure` in the place of a number says that what it called failed for this pair. A plain function will do; a
+    class may add `state_dict` and `load_state_dict`; it may be `async`.
     """
 
     def __call__(

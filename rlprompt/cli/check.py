@@ -13,10 +13,12 @@ from rlprompt.cli.options import AllowModules, ConfigFile, Overrides
 
 if TYPE_CHECKING:
     from rlprompt.config import RunConfig
-    from rlprompt.rewards import RewardCheck
+    from rlprompt.rewards import RewardCheck, RewardSet
+    from rlprompt.rewards.spending import JudgeCalls
     from rlprompt.scoring import Scorer
+    from rlprompt.targets import Ledger
     from rlprompt.tasks import Task
-    from rlprompt.types import Example, FloatArray, Scores
+    from rlprompt.types import Example, FloatArray, Json, Scores
 
 MAX_CALLS = 8
 """Target calls of a check at most; the ledger of the check is limited to it."""
@@ -28,10 +30,12 @@ _EXAMPLES = 5
 def check(config: ConfigFile, overrides: Overrides = None, allow_module: AllowModules = None) -> int:
     """Check CONFIG before a run: every name, each reward on made-up outputs, a small scoring, and the cost.
 
-    At most 8 target calls are made.
+    At most 8 target calls are made. Rewards with a judge have it judge the made-up outputs and the small scoring.
     """
     from rlprompt.config import load_config
     from rlprompt.rewards import RewardSet, check_rewards
+    from rlprompt.runs.monitor import check_monitor
+    from rlprompt.targets import Ledger
     from rlprompt.tasks import task_from_config
 
     resolved = load_config(config, overrides or [])
@@ -40,15 +44,18 @@ def check(config: ConfigFile, overrides: Overrides = None, allow_module: AllowMo
         _resolve_algorithm(resolved)
         task = task_from_config(resolved.task)
         rewards = RewardSet.from_config(resolved.reward, allow_modules=allowed, search_path=folder)
+        check_monitor(resolved.monitor, rewards)
+        judging = Ledger()  # the judges' calls on made-up outputs
+        rewards.attach(judging)
         checks = check_rewards(rewards, task)
-        scorer = _small_scorer(resolved, task, allowed, folder)
+        scorer = _small_scorer(resolved, task, rewards, allowed, folder)
         examples = _some_examples(resolved, scorer)
         prompts, policy = _write_prompts(resolved, scorer, examples)
         scores, seconds = _score(resolved, scorer, prompts, examples)
     _say_parts(config, resolved, task, policy)
     _say_rewards(checks)
     _say_scoring(scores, scorer, seconds)
-    _say_cost(resolved, task, scorer)
+    _say_cost(resolved, task, scorer, judging)
     failed = len(scores.failures)
     if failed == scores.valid.size:
         say_error(f"all {failed} scored examples failed: {scores.failures[0][2].message}")
@@ -62,16 +69,18 @@ def _resolve_algorithm(config: RunConfig) -> None:
     resolve("algorithms", config.algorithm.name)
 
 
-def _small_scorer(config: RunConfig, task: Task, allowed: Sequence[str], folder: Path) -> Scorer:
+def _small_scorer(config: RunConfig, task: Task, rewards: RewardSet, allowed: Sequence[str], folder: Path) -> Scorer:
     """Builds the scorer with the budget of a check."""
     from rlprompt.config import BudgetConfig
     from rlprompt.scoring import build_scorer
 
     samples = _samples(config)
     few = {"samples": samples, "best_of": None if config.env.best_of is None else min(config.env.best_of, samples)}
-    budget = BudgetConfig.model_validate({"max_target_calls": MAX_CALLS})
+    # Twice: a judge may ask again after it has found out that its target gives no probabilities.
+    judged = rewards.judge_calls.most(prompts=MAX_CALLS, pairs=MAX_CALLS)
+    budget = BudgetConfig.model_validate({"max_target_calls": MAX_CALLS + 2 * judged})
     small = config.model_copy(update={"budget": budget, "env": config.env.model_copy(update=few)})
-    return build_scorer(small, allow_modules=allowed, search_path=folder, task=task)
+    return build_scorer(small, allow_modules=allowed, search_path=folder, task=task, rewards=rewards)
 
 
 def _samples(config: RunConfig) -> int:
@@ -136,10 +145,16 @@ def _say_parts(path: Path, config: RunConfig, task: Task, policy: str) -> None:
 def _say_rewards(checks: Sequence[RewardCheck]) -> None:
     say()
     rows = [["reward", "weight", "gold", "wrong", "empty", "milliseconds a sample"]]
+    silent = []
     for result in checks:
         values = [number(result.gold), number(result.wrong), number(result.empty)]
         rows.append([result.name, f"{result.weight:g}", *values, number(1000 * result.seconds, 3)])
+        if result.abstentions:
+            kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(result.abstentions.items()))
+            silent.append(f"without a verdict of '{result.name}' on {result.num_outputs} outputs: {kinds}")
     say_table(rows)
+    for line in silent:
+        say(line)
 
 
 def _say_scoring(scores: Scores, scorer: Scorer, seconds: float) -> None:
@@ -162,25 +177,73 @@ def _mean(values: FloatArray) -> float:
     return sum(known) / len(known) if known else math.nan
 
 
-def _say_cost(config: RunConfig, task: Task, scorer: Scorer) -> None:
+def _say_cost(config: RunConfig, task: Task, scorer: Scorer, judging: Ledger) -> None:
     """Upper estimates: a prompt that comes back costs nothing again."""
     calls = _estimated_calls(config, task)
     if scorer.rewards.needs_original:
         calls["the original prompt"] = (len(task.train) + len(task.dev)) * config.env.samples
-    total = sum(calls.values())
-    spent = scorer.ledger.snapshot()["used"]
-    tokens = spent["tokens"] / max(spent["calls"], 1)
+    roles = scorer.ledger.snapshot()["by_role"]
+    tokens = sum(calls.values()) * _per_call(roles.get("target", {}), "tokens")
     limit = config.budget.max_target_calls
     say()
     rows = [[f"calls for {what}", f"{value:,}"] for what, value in calls.items()]
-    rows.append(["the run, at most", f"{total:,} calls, about {round(total * tokens):,} tokens"])
+    judged = _estimated_judging(config, task, scorer.rewards.judge_calls)
+    if judged:
+        spent = roles.get("judge") or judging.snapshot()["by_role"].get("judge", {})
+        made_up = judging.snapshot()["used"]["calls"]
+        more = judged * _per_call(spent, "tokens")
+        rows.append(["calls of judges", f"{judged + made_up:,}, about {round(more):,} tokens{_price(spent, judged)}"])
+        rows.append(["of which in the check", f"{made_up:,} on made-up outputs, as at the start of the run"])
+        tokens += more
+        calls["judging"] = judged + made_up
+    total = sum(calls.values())
+    rows.append(["the run, at most", f"{total:,} calls, about {round(tokens):,} tokens"])
     rows.append(["budget", "no limit on calls" if limit is None else f"{limit:,} calls"])
     say_table(rows)
-    step = _calls_per_iteration(config, task)
+    step = _calls_per_iteration(config, task) + _judged_in_iteration(config, task, scorer.rewards.judge_calls)
     if limit is not None and limit < step:
         say(f"warning: the budget of {limit:,} calls ends before the first iteration, which needs {step:,}")
     elif limit is not None and limit < total:
         say(f"warning: the budget may end the run before its {config.algorithm.iterations} iterations")
+
+
+def _per_call(spent: Json, what: str) -> float:
+    """The mean of what the calls of one role took; 0 without any."""
+    return float(spent[what]) / spent["calls"] if spent.get("calls") else 0.0
+
+
+def _price(spent: Json, calls: int) -> str:
+    """What so many calls of a judge cost; nothing where they cost nothing or the price is unknown."""
+    if not spent.get("calls") or spent["unpriced_calls"]:
+        return ", price unknown" if spent.get("unpriced_calls") else ""
+    paid = spent["paid_calls"]
+    return f", {calls * spent['cost_usd'] / paid:.4f} US dollars" if paid and spent["cost_usd"] else ""
+
+
+def _judged_in_iteration(config: RunConfig, task: Task, judged: JudgeCalls) -> int:
+    from rlprompt.runs.limits import judged_in_iteration
+
+    return judged_in_iteration(config, task, judged)
+
+
+def _estimated_judging(config: RunConfig, task: Task, judged: JudgeCalls) -> int:
+    """The most calls of judges in a run, its check left out."""
+    from rlprompt.runs.limits import judged_in_iteration, judged_on_dev
+
+    iterations, measured, on_dev = _scorings(config)
+    calls = iterations * judged_in_iteration(config, task, judged)
+    if config.env.per_input:
+        return calls + (1 + measured) * judged_on_dev(config, task, judged)
+    return calls + judged_on_dev(config, task, judged, on_dev)
+
+
+def _scorings(config: RunConfig) -> tuple[int, int, int]:
+    """Iterations that score (SFT does not), measurements on dev during training, and the most prompts on dev."""
+    parts = [*(stage.algorithm for stage in config.stages), config.algorithm]
+    iterations, selection = sum(part.iterations for part in parts if part.name != "sft"), config.selection
+    prompts = iterations * config.env.num_envs
+    measured = 0 if selection.every is None else sum(part.iterations for part in parts) // selection.every
+    return iterations, measured, min(prompts, min(selection.top, prompts) + measured)
 
 
 def _calls_per_iteration(config: RunConfig, task: Task) -> int:
@@ -194,15 +257,12 @@ def _estimated_calls(config: RunConfig, task: Task) -> dict[str, int]:
     """Target calls of a run by purpose, if no prompt ever came twice; SFT asks nothing."""
     from rlprompt.runs.limits import calls_per_pair
 
-    parts = [*(stage.algorithm for stage in config.stages), config.algorithm]
-    iterations, selection = sum(part.iterations for part in parts if part.name != "sft"), config.selection
+    iterations, measured, on_dev = _scorings(config)
     prompts = iterations * config.env.num_envs
     calls = {"training": iterations * _calls_per_iteration(config, task)}
-    measured = 0 if selection.every is None else sum(part.iterations for part in parts) // selection.every
     if config.env.per_input:
         calls["selection on dev"] = (1 + measured) * len(task.dev) * calls_per_pair(config)
         return calls
-    on_dev = min(prompts, min(selection.top, prompts) + measured)
     calls["selection on dev"] = on_dev * len(task.dev)
     if config.calibration == "contextual":
         calls["calibration"] = prompts * 3

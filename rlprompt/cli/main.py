@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import typer
 
 from rlprompt import __version__
-from rlprompt.cli import check, doctor, evaluate, init, listing, rewrite, train
+from rlprompt.cli import check, doctor, evaluate, init, judge_report, listing, rewrite, train
 from rlprompt.cli.console import say_error
 from rlprompt.errors import ConfigError, RLPromptError
 
@@ -33,6 +33,7 @@ app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("rewrite")(rewrite.rewrite)
 app.command("check")(check.check)
+app.command("judge-report")(judge_report.judge_report)
 app.command("list")(listing.list_kind)
 app.command("doctor")(doctor.doctor)
 app.command("init")(init.init)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from rlprompt.calibration import CONTENT_FREE
 from rlprompt.config import RunConfig
 from rlprompt.errors import ConfigError
+from rlprompt.rewards.spending import JudgeCalls
 from rlprompt.runs.selection import most_dev_calls
 from rlprompt.targets.ledger import Ledger
 from rlprompt.tasks import Task
+
+NO_CALLS = JudgeCalls()
 
 
 def examples_per_iteration(config: RunConfig, task: Task) -> int:
@@ -30,51 +33,80 @@ def scorings(config: RunConfig) -> int:
     return env.turns * env.prompt_length + 1 if every_token else env.turns
 
 
-def iteration_calls(config: RunConfig, task: Task, iteration: int) -> int:
-    """Returns the most target calls of one iteration: every prompt new, and dev scored where that is due."""
+def judged_in_iteration(config: RunConfig, task: Task, judged: JudgeCalls) -> int:
+    """Returns the most calls that rewards make for the prompts of one iteration."""
+    prompts = config.env.num_envs * scorings(config)
+    return judged.most(prompts=prompts, pairs=prompts * examples_per_iteration(config, task) * _samples(config))
+
+
+def judged_on_dev(config: RunConfig, task: Task, judged: JudgeCalls, num_prompts: int = 1) -> int:
+    """Returns the most calls that rewards make for so many prompts on dev, or for a policy's one for each dev input."""
+    size = len(task.dev)
+    if config.env.per_input:
+        return judged.most(prompts=size, pairs=size * _samples(config))
+    return judged.most(prompts=num_prompts, pairs=num_prompts * size)
+
+
+def iteration_calls(config: RunConfig, task: Task, iteration: int, judged: JudgeCalls = NO_CALLS) -> int:
+    """Returns the most calls of one iteration, target's and judges': every prompt new, dev scored where that is due."""
     per_prompt = examples_per_iteration(config, task) * calls_per_pair(config) * scorings(config)
     if config.calibration == "contextual":
         per_prompt += len(CONTENT_FREE)
     every = config.selection.every
-    dev = len(task.dev) * calls_per_pair(config) if every is not None and (iteration + 1) % every == 0 else 0
-    return config.env.num_envs * per_prompt + dev
+    dev = 0
+    if every is not None and (iteration + 1) % every == 0:
+        dev = len(task.dev) * calls_per_pair(config) + judged_on_dev(config, task, judged)
+    return config.env.num_envs * per_prompt + judged_in_iteration(config, task, judged) + dev
 
 
-def final_calls(config: RunConfig, task: Task, num_prompts: int) -> int:
-    """Returns the most target calls of the final choice on dev among so many distinct prompts."""
+def final_calls(config: RunConfig, task: Task, num_prompts: int, judged: JudgeCalls = NO_CALLS) -> int:
+    """Returns the most calls of the final choice on dev among so many distinct prompts."""
     if config.env.per_input:
-        return len(task.dev) * calls_per_pair(config)
-    calls = most_dev_calls(config.selection, num_prompts, len(task.dev))
+        return len(task.dev) * calls_per_pair(config) + judged_on_dev(config, task, judged)
+    on_dev = most_dev_calls(config.selection, num_prompts, len(task.dev))
+    field = min(config.selection.top, num_prompts)
+    calls = on_dev + judged.most(prompts=field, pairs=on_dev)
     if config.calibration == "median" and examples_per_iteration(config, task) < len(task.train):
-        calls += min(config.selection.top, num_prompts) * len(task.train)  # fitted on the whole of train
+        calls += field * len(task.train)  # fitted on the whole of train
     return calls
 
 
-def check_first_iteration(config: RunConfig, task: Task) -> None:
+def check_first_iteration(config: RunConfig, task: Task, judged: JudgeCalls = NO_CALLS, spent: int = 0) -> None:
     """Refuses a budget that cannot pay for one iteration.
+
+    Args:
+        config: of the run.
+        task: its task.
+        judged: the calls of its rewards.
+        spent: calls that are spent already, by the check of the rewards.
 
     Raises:
         ConfigError: `budget.max_target_calls` is too small.
     """
     limit = config.budget.max_target_calls
-    needed = iteration_calls(config, task, 0)
-    if limit is not None and limit < needed:
+    needed = iteration_calls(config, task, 0, judged)
+    if limit is not None and limit < needed + spent:
+        judging = judged_in_iteration(config, task, judged)
+        more = f", {judging} calls of judges" if judging else ""
+        more += f"; {spent} were spent by the check of the rewards" if spent else ""
         raise ConfigError(
             f"budget.max_target_calls is {limit}, but one iteration takes up to {needed} calls "
-            f"({config.env.num_envs} prompts on {examples_per_iteration(config, task)} examples); raise it, or "
+            f"({config.env.num_envs} prompts on {examples_per_iteration(config, task)} examples{more}); raise it, or "
             "lower env.num_envs or env.examples_per_step"
         )
 
 
-def budget_is_short(config: RunConfig, task: Task, ledger: Ledger, iteration: int, num_prompts: int) -> bool:
+def budget_is_short(
+    config: RunConfig, task: Task, ledger: Ledger, iteration: int, num_prompts: int, judged: JudgeCalls = NO_CALLS
+) -> bool:
     """Returns whether the next iteration and the final choice on dev might not fit into what is left.
 
     Calls are counted at the most they can be. Tokens and money are taken at what a call has cost so far. Before the
     first iteration the final choice is left out: a run that has scored nothing has nothing to choose from.
     """
-    needed = iteration_calls(config, task, iteration)
+    needed = iteration_calls(config, task, iteration, judged)
     if num_prompts:
-        needed += final_calls(config, task, num_prompts + config.env.num_envs)
+        needed += final_calls(config, task, num_prompts + config.env.num_envs, judged)
     left = ledger.remaining_calls()
     if left is not None and left < needed:
         return True
@@ -89,3 +121,8 @@ def budget_is_short(config: RunConfig, task: Task, ledger: Ledger, iteration: in
         if limit is not None and spent + needed * spent / used["calls"] > limit:
             return True
     return False
+
+
+def _samples(config: RunConfig) -> int:
+    """Answers of the target that rewards see for one (prompt, example)."""
+    return config.env.samples if config.env.per_input else 1

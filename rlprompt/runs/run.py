@@ -15,12 +15,13 @@ import numpy as np
 from rlprompt.calibration import CONTENT_FREE
 from rlprompt.config import RunConfig
 from rlprompt.errors import BudgetExceededError, CheckpointError, TooManyFailuresError
-from rlprompt.meta_prompts import load_meta_prompt
+from rlprompt.runs.artefacts import meta_examples, plain_name
 from rlprompt.runs.checkpoints import decode, encode, save_checkpoint, settle
 from rlprompt.runs.events import EventLog
 from rlprompt.runs.folder import RunFolder, remove, replace_folder, sync_tree, write_json, writing_errors
 from rlprompt.runs.journal import AnswerJournal
 from rlprompt.runs.limits import budget_is_short
+from rlprompt.runs.monitor import Monitor, warn
 from rlprompt.runs.records import (
     Answer,
     AnswerBook,
@@ -82,8 +83,9 @@ class Run:
         scorer.on_answers = self._journal.append
         self._candidates = Candidates(len(scorer.task.dev), config.selection.by)
         self._choice = PolicyChoice(config.selection.by)
+        self._monitor = Monitor(config.monitor)
         self._served = Served.from_run(
-            config, template=scorer.task.template.source, examples=_meta_examples(config, scorer)
+            config, template=scorer.task.template.source, examples=meta_examples(config, scorer)
         )
         basis = {"none": (), "median": scorer.task.train, "contextual": CONTENT_FREE}[config.calibration]
         self._book = AnswerBook(scorer, basis)
@@ -141,6 +143,7 @@ class Run:
         self._events = EventLog(self.files.events)
         records, answers = read_tables(self.files, state)
         self._take_in(records, answers)
+        self._monitor.take_in(records)
         self._book.add(answers)
         self._scorer.remember(map(as_record, answers))
         self._journal.settle(as_record(answer)[:3] for answer in answers)
@@ -194,9 +197,7 @@ class Run:
             self.stopped_by = "stop-file"
         elif limit is not None and self.seconds >= limit:
             self.stopped_by = "wall"
-        elif budget_is_short(
-            self._config, self._scorer.task, self._scorer.ledger, self.completed, len(self._candidates)
-        ):
+        elif self._budget_is_short():
             self.stopped_by = "budget"
         return self.stopped_by
 
@@ -235,7 +236,12 @@ class Run:
         self._write_part(iteration)
         duration = time.monotonic() - self._iteration_started
         status = self._status(0 if scores is None else len(scores.prompts), duration)
+        watched, event = self._monitor.look(iteration, self._records)
+        metrics = {**metrics, **self._scorer.rewards.metrics(), **watched}
         self._log_iteration(iteration, metrics, status)
+        if event is not None:
+            self._events.append("divergence", event)
+            warn(event)
         self._num_prompts += len(self._records)
         self._num_answers += len(self._answers)
         self._snapshot = (iteration, encode(self._state(iteration, state())))
@@ -321,6 +327,11 @@ class Run:
         self._scorer.on_answers = None
         for callback in self._callbacks:
             callback.on_end()
+
+    def _budget_is_short(self) -> bool:
+        scorer, num_prompts = self._scorer, len(self._candidates)
+        judged = scorer.rewards.judge_calls
+        return budget_is_short(self._config, scorer.task, scorer.ledger, self.completed, num_prompts, judged)
 
     def _training_rewards(self, scores: Scores) -> FloatArray:
         before = [stabiliser.frozen for stabiliser in self._scorer.stabilisers]
@@ -442,7 +453,7 @@ class Run:
             **self._served.model_dump(mode="json"),
             **best,
             "task": self._scorer.task.name,
-            "target": _plain_name(self._config.target.name),
+            "target": plain_name(self._config.target.name),
             "calibration": self._config.calibration,
             "iterations": self.completed,
             "seed": self._config.seed,
@@ -471,20 +482,3 @@ class Run:
                 "seconds": round(result.seconds, 1),
             }
         ]
-
-
-def _meta_examples(config: RunConfig, scorer: Scorer) -> str:
-    """What the policy's meta-prompt shows in `{examples}`; nothing where it has no such slot."""
-    env = config.env
-    if env.kind == "token-prompt":
-        return ""
-    if "examples" not in load_meta_prompt(env.meta_prompt, per_input=env.per_input, turns=env.turns).slots:
-        return ""
-    from rlprompt.envs.contexts import shown_examples
-
-    return shown_examples(scorer)
-
-
-def _plain_name(name: str) -> str:
-    """A local folder goes by its last part: artefacts that are passed on hold no paths."""
-    return Path(name).name if Path(name).exists() else name

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlprompt.config import RunConfig, dump_config
-from rlprompt.errors import BudgetExceededError, RLPromptError, TooManyFailuresError
+from rlprompt.errors import BudgetExceededError, ConfigError, RLPromptError, TooManyFailuresError
 from rlprompt.runs.checkpoints import newest_valid
 from rlprompt.runs.environment import describe_environment, record_session
 from rlprompt.runs.folder import RunFolder, check_writable, new_run_folder, only_writer, write_bytes
 from rlprompt.runs.limits import check_first_iteration
+from rlprompt.runs.monitor import check_monitor
 from rlprompt.runs.progress import ProgressDisplay
 from rlprompt.runs.result import RunResult, load_run
 from rlprompt.runs.resume import check_same_config, config_hash
@@ -97,8 +98,13 @@ def _build(
     if config.env.kind != "token-prompt":
         MetaSettings.from_config(config.env).load()  # a wrong meta-prompt is told of before there is a folder
     scorer = build_scorer(config, allow_modules=allow_modules, search_path=search_path)
-    check_rewards(scorer.rewards, scorer.task)
-    check_first_iteration(config, scorer.task)
+    check_monitor(config.monitor, scorer.rewards)
+    try:
+        check_rewards(scorer.rewards, scorer.task)
+    except BudgetExceededError as error:
+        raise ConfigError(f"the budget does not hold for the check of the rewards: {error}") from error
+    spent = scorer.ledger.snapshot()["used"]["calls"]
+    check_first_iteration(config, scorer.task, scorer.rewards.judge_calls, spent)
     policy = build_policy(
         config.policy,
         prompt_length=config.env.prompt_length,

@@ -35,6 +35,7 @@ def build_scorer(
     search_path: str | Path | None = None,
     task: Task | None = None,
     target: Target | None = None,
+    rewards: RewardSet | None = None,
 ) -> Scorer:
     """Builds the scorer of a run and makes it reachable by its `spec`, so that envs in this process share it.
 
@@ -46,12 +47,15 @@ def build_scorer(
         search_path: the folder of the user's configuration.
         task: used instead of the configured one (already loaded).
         target: used instead of the configured one (already loaded).
+        rewards: used instead of the configured ones (already loaded).
     """
     target = target if target is not None else target_from_config(config.target)
     scorer = Scorer(
         task if task is not None else task_from_config(config.task),
         target,
-        RewardSet.from_config(config.reward, allow_modules=allow_modules, search_path=search_path),
+        rewards
+        if rewards is not None
+        else RewardSet.from_config(config.reward, allow_modules=allow_modules, search_path=search_path),
         build_stabilisers(config.stabilisers, allow_modules=allow_modules, search_path=search_path),
         ledger=Ledger(config.budget, prices=target_prices(target)),
         calibration=config.calibration,

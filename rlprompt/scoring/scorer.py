@@ -50,7 +50,7 @@ class Scorer:
         target: the frozen LLM.
         rewards: the reward components and their weights.
         stabilisers: applied in order by `stabilise`.
-        ledger: meters every call; a fresh unlimited one by default.
+        ledger: meters every call, those of rewards too; a fresh unlimited one by default.
         calibration: "none", "median" or "contextual"; applied to choice probabilities before the rewards.
         seed: seed of the minibatches and of drawn answers.
         compose: how a prompt and an example become what stands in the template's `{prompt}`; see
@@ -86,6 +86,7 @@ class Scorer:
         self.rewards = rewards
         self.stabilisers = list(stabilisers)
         self.ledger = ledger if ledger is not None else Ledger()
+        rewards.attach(self.ledger)
         self.calibration = calibration
         self.seed = seed
         self.compose = compose
@@ -120,7 +121,8 @@ class Scorer:
             contexts: what the policy read, per prompt; empty texts by default.
 
         Raises:
-            BudgetExceededError: the new pairs do not fit into the budget; nothing was spent.
+            BudgetExceededError: the new pairs do not fit into the budget, and nothing was spent; or the calls of a
+                reward do not, when the target's answers are paid for and remembered.
         """
         originals = None
         asked = list(prompts)
@@ -134,7 +136,8 @@ class Scorer:
             originals = Originals([asked[-1]] * len(prompts), [outputs[-1]] * len(prompts))
         read = list(contexts) if contexts is not None else [""] * len(prompts)
         ids = [example.id for example in examples]
-        return self._scores(prompts, [examples] * len(prompts), read, outputs[: len(prompts)], ids, originals)
+        rows = [examples] * len(prompts)
+        return self._scores(prompts, rows, read, outputs[: len(prompts)], ids, originals, phase)
 
     def score_pairs(
         self,
@@ -174,7 +177,7 @@ class Scorer:
         originals = Originals([prompt for prompt, _ in before], outputs[len(pairs) :]) if before else None
         read = list(contexts) if contexts is not None else [""] * len(prompts)
         rows = [[example] * samples for example in examples]
-        scores = self._scores(prompts, rows, read, outputs[: len(pairs)], [""] * samples, originals)
+        scores = self._scores(prompts, rows, read, outputs[: len(pairs)], [""] * samples, originals, phase)
         return replace(scores, row_example_ids=tuple(example.id for example in examples))
 
     def check_pairs(self, samples: int) -> None:
@@ -397,7 +400,8 @@ class Scorer:
         read: Sequence[str],
         outputs: Sequence[Sequence[TargetOutput]],
         example_ids: Sequence[str],
-        originals: Originals | None = None,
+        originals: Originals | None,
+        phase: str,
     ) -> Scores:
         """Runs the rewards over all answers; row r holds the examples of prompt r."""
         width = len(example_ids)
@@ -411,6 +415,7 @@ class Scorer:
             outputs=flat,
             references=references,
             columns={**self.task.columns(examples), **further},
+            phase=phase,
         )
         shape = (len(prompts), width)
         total = result.rewards.reshape(shape)

@@ -221,6 +221,7 @@ class Ledger:
         role: str = "target",
         phase: str = "train",
         model: str | None = None,
+        price: Price | None = None,
     ) -> Reservation:
         """Sets spending aside before it happens.
 
@@ -230,14 +231,14 @@ class Ledger:
             role: who is called: "target", "judge" or "proposer".
             phase: what for: "train", "dev", "calibration", "test", ...; "test" is never limited.
             model: names the price; without it the price of the role is taken.
+            price: of these calls, where the caller knows it.
 
         Raises:
             BudgetExceededError: used, reserved and this together would overdraw; nothing was reserved.
             ConfigError: `max_cost_usd` is set and the price is unknown.
         """
-        reservation = Reservation(
-            self, _estimates(calls, tokens), role=role, phase=phase, price=self._price(role, model)
-        )
+        price = price if price is not None else self._price(role, model)
+        reservation = Reservation(self, _estimates(calls, tokens), role=role, phase=phase, price=price)
         with self._lock:
             if phase != TEST_PHASE:
                 self._check(reservation)
@@ -245,6 +246,11 @@ class Ledger:
                 self._held.tokens += reservation.tokens
                 self._held.cost_pico += reservation.cost_pico
         return reservation
+
+    def check_price(self, price: Price | None, whose: str) -> None:
+        """Raises ConfigError where `max_cost_usd` is set and this price is None."""
+        if price is None and self._limits.max_cost_usd is not None:
+            raise ConfigError(_unknown_price(whose))
 
     def remaining_calls(self) -> int | None:
         """Returns how many calls can still be reserved, or None for no limit."""

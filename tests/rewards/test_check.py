@@ -4,12 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_judge import FakeJudge
 
 from rlprompt.config import RewardConfig
 from rlprompt.errors import RewardError
 from rlprompt.rewards import Component, RewardSet, check_rewards
+from rlprompt.rewards.judges import LLMJudge
+from rlprompt.targets.ledger import Ledger
 from rlprompt.tasks import Task, Template
-from rlprompt.types import Example, TargetOutput
+from rlprompt.types import Example, Failure, TargetOutput
 
 
 def make_task(kind: str = "choices") -> Task:
@@ -225,7 +228,7 @@ ORDERED: dict[str, dict[str, Any]] = {
     "gap-over-original": {"reward": "token-f1"},
 }
 UNORDERED: dict[str, dict[str, Any]] = {"length": {}, "fluency": {"model": "planted-10"}}
-ELSEWHERE = {"answer", "length-difference", "length-rule", "attribute"}
+ELSEWHERE = {"answer", "length-difference", "length-rule", "attribute", "judge", "ensemble", "checklist", "hybrid"}
 """Their own tests run the check, on tasks or with arguments of their own."""
 
 
@@ -255,3 +258,67 @@ def test_rewards_that_do_not_judge_answers_say_so_and_pass_the_check(name: str) 
     assert check.gold is not None
     assert check.gold == check.wrong == check.empty
     assert check.gold < 0
+
+
+# --- rewards with a judge ---
+
+
+def judged(reply: Callable[..., Any], **options: Any) -> RewardSet:
+    judge = LLMJudge(FakeJudge(reply), "Good?", **options)
+    rewards = RewardSet([Component("judge", judge)])
+    rewards.attach(Ledger())
+    return rewards
+
+
+def test_a_judge_is_asked_about_the_made_up_outputs_in_a_phase_of_its_own() -> None:
+    ledger = Ledger()
+    rewards = judged(lambda shown, _: "5" if shown["text to be judged"] == "Paris" else "2")
+    rewards.attach(ledger)
+    (check,) = check_rewards(rewards, make_task("text"))
+    # gold "Paris" once of four, wrong "Paris" three times of four: 5 is worth 1, 2 is worth 0.25
+    assert (check.gold, check.wrong, check.empty) == ((1 + 3 * 0.25) / 4, (3 * 1 + 0.25) / 4, 0.25)
+    assert (check.num_outputs, check.abstentions) == (12, {})
+    assert ledger.snapshot()["by_phase"]["check"]["calls"] == 12
+
+
+def test_a_judge_that_answers_in_prose_is_refused_in_one_line() -> None:
+    rewards = judged(lambda *_: "I would say that this is rather good.")
+    expected = (
+        "reward 'judge' abstained on 12 of 12 made-up outputs (prose 12), more than max_abstained_fraction = 0.5; "
+        "have its judge answer in the form that it is asked for"
+    )
+    with pytest.raises(RewardError) as caught:
+        check_rewards(rewards, make_task("text"))
+    assert str(caught.value).startswith(expected)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_judge_may_abstain_up_to_its_bound() -> None:
+    def reply(shown: dict[str, str], _: str) -> str:
+        return "3" if shown["text to be judged"] else "Nothing to judge."
+
+    (check,) = check_rewards(judged(reply), make_task("text"))  # 4 of 12, the empty outputs
+    assert (check.empty, check.abstentions) == (None, {"prose": 4})
+    with pytest.raises(RewardError, match="abstained on 4 of 12"):
+        check_rewards(judged(reply, max_abstained_fraction=0.3), make_task("text"))
+
+
+def test_the_check_leaves_no_verdicts_behind() -> None:
+    rewards = judged(lambda *_: "3")
+    before = rewards.state_dict()
+    check_rewards(rewards, make_task("text"))
+    assert rewards.state_dict() == before
+    assert rewards.metrics() == {"reward/judge/abstained": 0.0}
+
+
+def test_one_failed_call_is_let_pass_and_a_judge_that_never_answers_is_not() -> None:
+    failure = Failure("target", "rate-limit", "429")
+    (check,) = check_rewards(judged(lambda shown, _: "3" if shown["text to be judged"] else failure), make_task("text"))
+    assert (check.gold, check.empty) == (0.5, None)
+    with pytest.raises(RewardError, match="the judge's call failed: 429; so did all 12 calls of the check"):
+        check_rewards(judged(lambda *_: failure), make_task("text"))
+
+
+def test_a_column_that_is_not_there_is_named() -> None:
+    with pytest.raises(RewardError, match="show names 'difficulti'"):
+        check_rewards(judged(lambda *_: "3", show=["difficulti"]), make_task("text"))

@@ -50,7 +50,7 @@ def run(rewards: RewardSet, outputs: list[TargetOutput], references: list[Any], 
 
 
 def test_every_python_and_yaml_block_of_the_page_has_a_file_name() -> None:
-    assert len(BLOCKS) == len(re.findall(r"^```(?:python|yaml)$", PAGE, flags=re.MULTILINE)) == 7
+    assert len(BLOCKS) == len(re.findall(r"^```(?:python|yaml)$", PAGE, flags=re.MULTILINE)) == 8
 
 
 def test_the_first_reward_has_five_lines() -> None:
@@ -94,6 +94,14 @@ def test_the_async_reward_is_awaited(folder: Path) -> None:
     check_rewards(rewards, make_task())
     outputs = [TargetOutput(text="")] * 2
     assert run(rewards, outputs, [0, 0], ["short", "long" * 20]).rewards.tolist() == [1.0, 0.0]
+
+
+def test_the_reward_with_further_numbers_has_them_recorded(folder: Path) -> None:
+    rewards = load(folder, "wordy:wordy")
+    check_rewards(rewards, make_task())
+    result = run(rewards, [TargetOutput(text="")] * 2, [0, 0], ["one two three", "a b c d e f"])
+    assert result.rewards.tolist() == [-2.0, -1.0]
+    assert result.components["wordy:wordy/length"].tolist() == [3.0, 6.0]
 
 
 @pytest.mark.parametrize("name", ["metrics:same_answer", "metrics:compute_score"])
