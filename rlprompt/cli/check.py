@@ -164,6 +164,8 @@ def _mean(values: FloatArray) -> float:
 
 def _say_cost(config: RunConfig, task: Task, scorer: Scorer) -> None:
     """Upper estimates: a prompt that comes back costs nothing again."""
+    from rlprompt.runs.limits import main_start, prompts_at
+
     calls = _estimated_calls(config, task)
     if scorer.rewards.needs_original:
         calls["the original prompt"] = (len(task.train) + len(task.dev)) * config.env.samples
@@ -176,29 +178,27 @@ def _say_cost(config: RunConfig, task: Task, scorer: Scorer) -> None:
     rows.append(["the run, at most", f"{total:,} calls, about {round(total * tokens):,} tokens"])
     rows.append(["budget", "no limit on calls" if limit is None else f"{limit:,} calls"])
     say_table(rows)
-    step = _calls_per_iteration(config, task)
+    step = prompts_at(config, main_start(config)) * _calls_per_prompt(config, task)
     if limit is not None and limit < step:
         say(f"warning: the budget of {limit:,} calls ends before the first iteration, which needs {step:,}")
     elif limit is not None and limit < total:
         say(f"warning: the budget may end the run before its {config.algorithm.iterations} iterations")
 
 
-def _calls_per_iteration(config: RunConfig, task: Task) -> int:
+def _calls_per_prompt(config: RunConfig, task: Task) -> int:
     from rlprompt.runs.limits import calls_per_pair, examples_per_iteration, scorings
 
-    per_prompt = examples_per_iteration(config, task) * calls_per_pair(config) * scorings(config)
-    return config.env.num_envs * per_prompt
+    return examples_per_iteration(config, task) * calls_per_pair(config) * scorings(config)
 
 
 def _estimated_calls(config: RunConfig, task: Task) -> dict[str, int]:
-    """Target calls of a run by purpose, if no prompt ever came twice; SFT asks nothing."""
-    from rlprompt.runs.limits import calls_per_pair
+    """Target calls of a run by purpose, if no prompt ever came twice; what learns from files asks nothing."""
+    from rlprompt.runs.limits import calls_per_pair, main_start, prompts_at
 
-    parts = [*(stage.algorithm for stage in config.stages), config.algorithm]
-    iterations, selection = sum(part.iterations for part in parts if part.name != "sft"), config.selection
-    prompts = iterations * config.env.num_envs
-    calls = {"training": iterations * _calls_per_iteration(config, task)}
-    measured = 0 if selection.every is None else sum(part.iterations for part in parts) // selection.every
+    iterations, selection = main_start(config) + config.algorithm.iterations, config.selection
+    prompts = sum(prompts_at(config, iteration) for iteration in range(iterations))
+    calls = {"training": prompts * _calls_per_prompt(config, task)}
+    measured = 0 if selection.every is None else iterations // selection.every
     if config.env.per_input:
         calls["selection on dev"] = (1 + measured) * len(task.dev) * calls_per_pair(config)
         return calls

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rlprompt.algorithms.preference_rounds import prompts_of_iteration
 from rlprompt.calibration import CONTENT_FREE
 from rlprompt.config import RunConfig
 from rlprompt.errors import ConfigError
@@ -30,6 +31,21 @@ def scorings(config: RunConfig) -> int:
     return env.turns * env.prompt_length + 1 if every_token else env.turns
 
 
+def main_start(config: RunConfig) -> int:
+    """Returns the first iteration of the run's own algorithm: the stages come before it."""
+    return sum(stage.algorithm.iterations for stage in config.stages)
+
+
+def prompts_at(config: RunConfig, iteration: int) -> int:
+    """Returns the most prompts that an iteration of the run has scored; none where a stage learns from files."""
+    first = 0
+    for stage in config.stages:
+        if iteration < first + stage.algorithm.iterations:
+            return prompts_of_iteration(stage.algorithm, config.env, iteration - first)
+        first += stage.algorithm.iterations
+    return prompts_of_iteration(config.algorithm, config.env, iteration - first)
+
+
 def iteration_calls(config: RunConfig, task: Task, iteration: int) -> int:
     """Returns the most target calls of one iteration: every prompt new, and dev scored where that is due."""
     per_prompt = examples_per_iteration(config, task) * calls_per_pair(config) * scorings(config)
@@ -37,7 +53,7 @@ def iteration_calls(config: RunConfig, task: Task, iteration: int) -> int:
         per_prompt += len(CONTENT_FREE)
     every = config.selection.every
     dev = len(task.dev) * calls_per_pair(config) if every is not None and (iteration + 1) % every == 0 else 0
-    return config.env.num_envs * per_prompt + dev
+    return prompts_at(config, iteration) * per_prompt + dev
 
 
 def final_calls(config: RunConfig, task: Task, num_prompts: int) -> int:
@@ -51,13 +67,13 @@ def final_calls(config: RunConfig, task: Task, num_prompts: int) -> int:
 
 
 def check_first_iteration(config: RunConfig, task: Task) -> None:
-    """Refuses a budget that cannot pay for one iteration.
+    """Refuses a budget that cannot pay for one iteration of the run's own algorithm.
 
     Raises:
         ConfigError: `budget.max_target_calls` is too small.
     """
     limit = config.budget.max_target_calls
-    needed = iteration_calls(config, task, 0)
+    needed = iteration_calls(config, task, main_start(config))
     if limit is not None and limit < needed:
         raise ConfigError(
             f"budget.max_target_calls is {limit}, but one iteration takes up to {needed} calls "
@@ -74,7 +90,7 @@ def budget_is_short(config: RunConfig, task: Task, ledger: Ledger, iteration: in
     """
     needed = iteration_calls(config, task, iteration)
     if num_prompts:
-        needed += final_calls(config, task, num_prompts + config.env.num_envs)
+        needed += final_calls(config, task, num_prompts + prompts_at(config, iteration))
     left = ledger.remaining_calls()
     if left is not None and left < needed:
         return True
