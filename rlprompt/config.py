@@ -14,6 +14,23 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from rlprompt.errors import ConfigError, did_you_mean
 
 Range = tuple[float, float]
+PreferenceLoss = Literal[
+    "sigmoid",
+    "sigmoid_norm",
+    "ipo",
+    "hinge",
+    "robust",
+    "exo_pair",
+    "nca_pair",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+]
+"""TRL's losses of its DPO trainer that learn from pairs; all do with policy and reference."""
 
 
 class Section(BaseModel):
@@ -88,7 +105,7 @@ class PolicyConfig(Section):
     """What the policy reads before it writes; empty means the tokenizer's BOS or EOS token, as published."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "cpu"
-    """Where the policy writes and learns: cpu, or with GRPO, RLOO, SFT and random also cuda, cuda:N or auto."""
+    """Where the policy writes and learns: cpu, or with what TRL trains and random also cuda, cuda:N or auto."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the policy's class: mode, hidden, top_k, fluent_top_k, logit_bias, ..."""
 
@@ -163,17 +180,17 @@ class AlgorithmConfig(Section):
     """How the policy learns."""
 
     name: str = "ppo"
-    """ppo, sql, reinforce, grpo, rloo, sft, or a baseline: random (samples of the untrained policy at equal budget),
-    greedy (its most probable text)."""
+    """ppo, sql, reinforce, grpo, rloo; from data: sft, dpo, rrhf; in rounds: online-dpo, expert-iteration; or a
+    baseline: random (samples of the untrained policy at equal budget), greedy (its most probable text)."""
     iterations: int = Field(default=40, ge=1)
     lr: float = Field(default=5e-5, gt=0)
     """Adam's learning rate (RLPrompt: 5e-5)."""
     grad_clip: float = Field(default=5.0, gt=0)
     """Largest gradient norm (RLPrompt: 5.0)."""
     epochs: int = Field(default=2, ge=1)
-    """Passes over each batch (PPO only; SQL and REINFORCE make one)."""
+    """Passes over each batch (PPO; SQL and REINFORCE make one), or over the pairs or texts of each round."""
     minibatch_size: int | None = Field(default=None, ge=1)
-    """Episodes per gradient step; None takes the whole batch."""
+    """Episodes, pairs or contexts per gradient step; None takes the whole batch (of files: `env.num_envs`)."""
     gamma: float = Field(default=1.0, ge=0, le=1)
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
     """GAE lambda (arXiv:1506.02438, eq. 16); used with baseline "critic"."""
@@ -208,6 +225,32 @@ class AlgorithmConfig(Section):
     """Target network step tau (RLPrompt: 0.001, before each update)."""
     reward_shaping: tuple[Range, Range] = ((0.0, 1.0), (0.0, 5.0))
     """SQL: linear map of the training reward from the first to the second range (RLPrompt FSC: [0,1] to [0,5])."""
+    preference_loss: PreferenceLoss = "sigmoid"
+    """DPO, online or not: "sigmoid" is DPO's own (arXiv:2305.18290, eq. 7), "sigmoid_norm" the same per token
+    (arXiv:2408.10573), "ipo" IPO (arXiv:2310.12036, eq. 17), "hinge" SLiC's; the names are TRL's."""
+    beta: float = Field(default=0.1, gt=0)
+    """DPO: weight of the KL to the reference, tau of IPO (DPO: 0.1; FIPO and MePO: 0.01)."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """DPO with "robust", "exo_pair" or "aot": share of pairs that may be the wrong way round."""
+    pair_weights: Literal["given", "gap"] = "given"
+    """DPO: "given" takes `weight` of the pairs file, 1 without; "gap" multiplies it by the gap of the rewards over the
+    mean gap (OPTune, arXiv:2406.07657)."""
+    rank_weight: float = Field(default=1.0, ge=0)
+    """RRHF: weight of the ranking loss beside the loss on the best text (arXiv:2304.05302: 1)."""
+    pair_margin: float = Field(default=0.0, ge=0)
+    """Rounds: two texts make a pair where their scores are further apart than this; ties never do."""
+    pairs_per_input: int = Field(default=1, ge=1)
+    """Online DPO: best with worst, second with second last, ...: so many pairs of the texts for one input at most."""
+    pair_by: str | None = None
+    """Rounds: the reward component that pairs and picks, for example a judge of weight 0; None is the training reward
+    (self-rewarding, arXiv:2401.10020). What is recorded stays the reward."""
+    regenerate: float = Field(default=1.0, gt=0, le=1)
+    """Rounds: after the first, the share of inputs whose texts are written again, lowest mean reward first; the others
+    keep their texts and scores (OPTune). Below 1 all rounds have the inputs of the first."""
+    items: Literal["all", "regret", "low-initial-reward", "disagreement"] = "all"
+    """Rounds: which inputs of the first round take part in the later ones; "all" draws other inputs every round."""
+    items_share: float = Field(default=0.5, gt=0, le=1)
+    """Rounds: the share of inputs that take part, where `items` chooses them."""
 
 
 class BudgetConfig(Section):
@@ -265,9 +308,10 @@ class StageConfig(Section):
     name: str
     """Its folder in the run, and its name in events."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
-    """`sft` warms the policy up on pairs of the task's own extractor; the others learn from rewards."""
+    """`sft`, `dpo` and `rrhf` learn from `data` and never ask the target; the others learn from rewards."""
     data: dict[str, Any] = Field(default_factory=dict)
-    """SFT: where the pairs come from, for example {extractor: keywords}."""
+    """What it learns from: `sft` {pairs: FILE} or {extractor: NAME}, `dpo` {pairs: FILE, val: FILE}, `rrhf` {ranked:
+    FILE, val: FILE}."""
 
 
 class RunConfig(Section):
@@ -286,6 +330,8 @@ class RunConfig(Section):
     algorithm: AlgorithmConfig = AlgorithmConfig()
     stages: list[StageConfig] = Field(default_factory=list)
     """What comes before `algorithm`, in order: prepare, SFT warm start, ..."""
+    data: dict[str, Any] = Field(default_factory=dict)
+    """What `algorithm` learns from, where it is `sft`, `dpo` or `rrhf`; as `data` of a stage."""
     budget: BudgetConfig = BudgetConfig()
     selection: SelectionConfig = SelectionConfig()
     monitor: MonitorConfig | None = None

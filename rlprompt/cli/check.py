@@ -179,6 +179,8 @@ def _mean(values: FloatArray) -> float:
 
 def _say_cost(config: RunConfig, task: Task, scorer: Scorer, judging: Ledger) -> None:
     """Upper estimates: a prompt that comes back costs nothing again."""
+    from rlprompt.runs.limits import judged_in_iteration, main_start, prompts_at
+
     calls = _estimated_calls(config, task)
     if scorer.rewards.needs_original:
         calls["the original prompt"] = (len(task.train) + len(task.dev)) * config.env.samples
@@ -200,7 +202,9 @@ def _say_cost(config: RunConfig, task: Task, scorer: Scorer, judging: Ledger) ->
     rows.append(["the run, at most", f"{total:,} calls, about {round(tokens):,} tokens"])
     rows.append(["budget", "no limit on calls" if limit is None else f"{limit:,} calls"])
     say_table(rows)
-    step = _calls_per_iteration(config, task) + _judged_in_iteration(config, task, scorer.rewards.judge_calls)
+    first = main_start(config)
+    step = prompts_at(config, first) * _calls_per_prompt(config, task)
+    step += judged_in_iteration(config, task, scorer.rewards.judge_calls, first)
     if limit is not None and limit < step:
         say(f"warning: the budget of {limit:,} calls ends before the first iteration, which needs {step:,}")
     elif limit is not None and limit < total:
@@ -220,46 +224,40 @@ def _price(spent: Json, calls: int) -> str:
     return f", {calls * spent['cost_usd'] / paid:.4f} US dollars" if paid and spent["cost_usd"] else ""
 
 
-def _judged_in_iteration(config: RunConfig, task: Task, judged: JudgeCalls) -> int:
-    from rlprompt.runs.limits import judged_in_iteration
-
-    return judged_in_iteration(config, task, judged)
-
-
 def _estimated_judging(config: RunConfig, task: Task, judged: JudgeCalls) -> int:
     """The most calls of judges in a run, its check left out."""
     from rlprompt.runs.limits import judged_in_iteration, judged_on_dev
 
     iterations, measured, on_dev = _scorings(config)
-    calls = iterations * judged_in_iteration(config, task, judged)
+    calls = sum(judged_in_iteration(config, task, judged, iteration) for iteration in range(iterations))
     if config.env.per_input:
         return calls + (1 + measured) * judged_on_dev(config, task, judged)
     return calls + judged_on_dev(config, task, judged, on_dev)
 
 
 def _scorings(config: RunConfig) -> tuple[int, int, int]:
-    """Iterations that score (SFT does not), measurements on dev during training, and the most prompts on dev."""
-    parts = [*(stage.algorithm for stage in config.stages), config.algorithm]
-    iterations, selection = sum(part.iterations for part in parts if part.name != "sft"), config.selection
-    prompts = iterations * config.env.num_envs
-    measured = 0 if selection.every is None else sum(part.iterations for part in parts) // selection.every
+    """Iterations, measurements on dev during training, and the most prompts on dev."""
+    from rlprompt.runs.limits import main_start, prompts_at
+
+    iterations, selection = main_start(config) + config.algorithm.iterations, config.selection
+    prompts = sum(prompts_at(config, iteration) for iteration in range(iterations))
+    measured = 0 if selection.every is None else iterations // selection.every
     return iterations, measured, min(prompts, min(selection.top, prompts) + measured)
 
 
-def _calls_per_iteration(config: RunConfig, task: Task) -> int:
+def _calls_per_prompt(config: RunConfig, task: Task) -> int:
     from rlprompt.runs.limits import calls_per_pair, examples_per_iteration, scorings
 
-    per_prompt = examples_per_iteration(config, task) * calls_per_pair(config) * scorings(config)
-    return config.env.num_envs * per_prompt
+    return examples_per_iteration(config, task) * calls_per_pair(config) * scorings(config)
 
 
 def _estimated_calls(config: RunConfig, task: Task) -> dict[str, int]:
-    """Target calls of a run by purpose, if no prompt ever came twice; SFT asks nothing."""
-    from rlprompt.runs.limits import calls_per_pair
+    """Target calls of a run by purpose, if no prompt ever came twice; what learns from files asks nothing."""
+    from rlprompt.runs.limits import calls_per_pair, prompts_at
 
     iterations, measured, on_dev = _scorings(config)
-    prompts = iterations * config.env.num_envs
-    calls = {"training": iterations * _calls_per_iteration(config, task)}
+    prompts = sum(prompts_at(config, iteration) for iteration in range(iterations))
+    calls = {"training": prompts * _calls_per_prompt(config, task)}
     if config.env.per_input:
         calls["selection on dev"] = (1 + measured) * len(task.dev) * calls_per_pair(config)
         return calls

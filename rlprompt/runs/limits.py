@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rlprompt.algorithms.preference_rounds import prompts_of_iteration
 from rlprompt.calibration import CONTENT_FREE
 from rlprompt.config import RunConfig
 from rlprompt.errors import ConfigError
@@ -33,9 +34,24 @@ def scorings(config: RunConfig) -> int:
     return env.turns * env.prompt_length + 1 if every_token else env.turns
 
 
-def judged_in_iteration(config: RunConfig, task: Task, judged: JudgeCalls) -> int:
+def main_start(config: RunConfig) -> int:
+    """Returns the first iteration of the run's own algorithm: the stages come before it."""
+    return sum(stage.algorithm.iterations for stage in config.stages)
+
+
+def prompts_at(config: RunConfig, iteration: int) -> int:
+    """Returns the most prompts that an iteration of the run has scored; none where a stage learns from files."""
+    first = 0
+    for stage in config.stages:
+        if iteration < first + stage.algorithm.iterations:
+            return prompts_of_iteration(stage.algorithm, config.env, iteration - first)
+        first += stage.algorithm.iterations
+    return prompts_of_iteration(config.algorithm, config.env, iteration - first)
+
+
+def judged_in_iteration(config: RunConfig, task: Task, judged: JudgeCalls, iteration: int) -> int:
     """Returns the most calls that rewards make for the prompts of one iteration."""
-    prompts = config.env.num_envs * scorings(config)
+    prompts = prompts_at(config, iteration) * scorings(config)
     return judged.most(prompts=prompts, pairs=prompts * examples_per_iteration(config, task) * _samples(config))
 
 
@@ -56,7 +72,7 @@ def iteration_calls(config: RunConfig, task: Task, iteration: int, judged: Judge
     dev = 0
     if every is not None and (iteration + 1) % every == 0:
         dev = len(task.dev) * calls_per_pair(config) + judged_on_dev(config, task, judged)
-    return config.env.num_envs * per_prompt + judged_in_iteration(config, task, judged) + dev
+    return prompts_at(config, iteration) * per_prompt + judged_in_iteration(config, task, judged, iteration) + dev
 
 
 def final_calls(config: RunConfig, task: Task, num_prompts: int, judged: JudgeCalls = NO_CALLS) -> int:
@@ -72,7 +88,7 @@ def final_calls(config: RunConfig, task: Task, num_prompts: int, judged: JudgeCa
 
 
 def check_first_iteration(config: RunConfig, task: Task, judged: JudgeCalls = NO_CALLS, spent: int = 0) -> None:
-    """Refuses a budget that cannot pay for one iteration.
+    """Refuses a budget that cannot pay for one iteration of the run's own algorithm.
 
     Args:
         config: of the run.
@@ -84,9 +100,10 @@ def check_first_iteration(config: RunConfig, task: Task, judged: JudgeCalls = NO
         ConfigError: `budget.max_target_calls` is too small.
     """
     limit = config.budget.max_target_calls
-    needed = iteration_calls(config, task, 0, judged)
+    first = main_start(config)
+    needed = iteration_calls(config, task, first, judged)
     if limit is not None and limit < needed + spent:
-        judging = judged_in_iteration(config, task, judged)
+        judging = judged_in_iteration(config, task, judged, first)
         more = f", {judging} calls of judges" if judging else ""
         more += f"; {spent} were spent by the check of the rewards" if spent else ""
         raise ConfigError(
@@ -106,7 +123,7 @@ def budget_is_short(
     """
     needed = iteration_calls(config, task, iteration, judged)
     if num_prompts:
-        needed += final_calls(config, task, num_prompts + config.env.num_envs, judged)
+        needed += final_calls(config, task, num_prompts + prompts_at(config, iteration), judged)
     left = ledger.remaining_calls()
     if left is not None and left < needed:
         return True

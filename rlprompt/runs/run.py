@@ -47,7 +47,7 @@ _LEAST_SAMPLES = 50
 
 
 class Run:
-    """One run and its folder; implements `rlprompt.types.RunContext`.
+    """One run and its folder; implements `rlprompt.types.RunContext`, and is the stage of a run that has no other.
 
     Args:
         folder: the run folder; this process must be its only writer.
@@ -97,6 +97,14 @@ class Run:
         self._restored: dict[str, Any] | None = None
         self._seconds_before = 0.0
         self._started = self._iteration_started = time.monotonic()
+
+    name = "main"
+    """The stage's name."""
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """What the algorithm learns from, besides rewards."""
+        return self._config.data
 
     @property
     def folder(self) -> Path:

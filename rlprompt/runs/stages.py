@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlprompt.algorithms.preference_rounds import OFFLINE
 from rlprompt.config import AlgorithmConfig, RunConfig, StageConfig
 from rlprompt.errors import CheckpointError, ConfigError
-from rlprompt.registry import resolve
+from rlprompt.registry import BUILT_IN, resolve
 from rlprompt.runs.folder import remove, replace_folder, sync_tree, write_bytes, writing_errors
 from rlprompt.runs.run import Run
 from rlprompt.types import FloatArray, Json, Scores
@@ -53,16 +54,21 @@ def build_stages(config: RunConfig, *, allow_modules: Sequence[str], search_path
     """Returns the stages in order; the last one is the run's own algorithm.
 
     Raises:
-        ConfigError: two stages have one name, or a name is no folder name.
+        ConfigError: two stages have one name, a name is no folder name, or a stage has data that it does not read.
         UnknownNameError: an algorithm is not registered.
     """
     found: list[Stage] = []
-    for stage in (*config.stages, StageConfig(name="main", algorithm=config.algorithm)):
+    for stage in (*config.stages, StageConfig(name="main", algorithm=config.algorithm, data=config.data)):
         if not stage.name.replace("-", "").replace("_", "").isalnum():
             raise ConfigError(f"stage name '{stage.name}' is no folder name; use letters, digits, '-' and '_'")
         if any(stage.name == other.name for other in found):
             raise ConfigError(
                 f"two stages have the name '{stage.name}' ('main' is the run's own algorithm); rename one"
+            )
+        if stage.data and stage.algorithm.name in BUILT_IN["algorithms"] and stage.algorithm.name not in OFFLINE:
+            raise ConfigError(
+                f"stage '{stage.name}' has data, but {stage.algorithm.name} learns from rewards; remove data, or take "
+                f"one of {', '.join(sorted(OFFLINE))}"
             )
         fit = resolve("algorithms", stage.algorithm.name, allow_modules=allow_modules, search_path=search_path)
         first = found[-1].end if found else 0

@@ -1,4 +1,4 @@
-"""What the three trainers share: their surroundings, the optimiser and its state, and the report to the run."""
+"""What the trainers share: their surroundings, the optimiser and its state, and the report to the run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def surroundings(run: RunContext) -> Iterator[str]:
 
 
 def arguments(config: RunConfig, folder: str, device: torch.device, *, rows: int, steps: int) -> Json:
-    """Returns the training arguments of all three: nothing is saved, logged, sent or evaluated by the trainer."""
+    """Returns the training arguments of all: nothing is saved, logged, sent or evaluated by the trainer."""
     return {
         "output_dir": folder,
         "max_steps": steps,
@@ -115,6 +115,62 @@ def check_dropout(run: RunContext) -> None:
         )
 
 
+def check_groups(config: RunConfig) -> None:
+    """Refuses an env that gives a prompt several rewards, or nothing to compare it with.
+
+    Raises:
+        ConfigError: it does.
+    """
+    name, env = config.algorithm.name, config.env
+    if env.turns > 1 or env.step_reward != "terminal":
+        raise ConfigError(
+            f"{name} gives one reward to a whole prompt; set env.turns to 1 and env.step_reward to terminal"
+        )
+    group, key = env.num_envs, "env.num_envs"
+    if env.per_input:
+        group, key = env.rewrites_per_input, "env.rewrites_per_input"
+    if group < 2 or env.num_envs % group:
+        raise ConfigError(
+            f"{name} compares prompts with each other: {key} must be at least 2 and divide env.num_envs "
+            f"({env.num_envs}), got {group}"
+        )
+
+
+_OPTIONAL = (
+    "baseline",
+    "entropy_coeff",
+    "kl_coeff",
+    "kl_target",
+    "nlpo_top_p",
+    "preference_loss",
+    "beta",
+    "label_smoothing",
+    "pair_weights",
+    "rank_weight",
+    "pair_margin",
+    "pairs_per_input",
+    "pair_by",
+    "regenerate",
+    "items",
+)
+
+
+def refuse_unused(settings: AlgorithmConfig, *used: str) -> None:
+    """Refuses settings of other algorithms that are not what they are by default.
+
+    Args:
+        settings: the algorithm's section.
+        used: what it uses, of baseline, weights of KL and entropy, and the settings of preferences and rounds.
+
+    Raises:
+        ConfigError: one is set.
+    """
+    for key in _OPTIONAL:
+        value = getattr(settings, key)
+        if key not in used and value != AlgorithmConfig.model_fields[key].default:
+            raise ConfigError(f"algorithm.{key} is {value!r}, but {settings.name} does not use it; remove it")
+
+
 Report = Callable[[], tuple[Scores | None, FloatArray | None, dict[str, float]]]
 
 
@@ -150,7 +206,28 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # untyped there
         return control
 
 
-def drive(trainer: Any, recorder: Recorder) -> None:
+class Notes(TrainerCallback):  # type: ignore[misc]  # untyped there
+    """Keeps the metrics of every optimisation step, where many of them are one iteration of the run.
+
+    Args:
+        report: returns the metrics of the step that ended.
+    """
+
+    def __init__(self, report: Callable[[], dict[str, float]]) -> None:
+        self._report = report
+        self._steps: list[dict[str, float]] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Keeps those of the step."""
+        self._steps.append(self._report())
+
+    def means(self) -> dict[str, float]:
+        """Returns the means over the steps."""
+        names = {name for step in self._steps for name in step}
+        return {name: float(np.mean([step[name] for step in self._steps if name in step])) for name in sorted(names)}
+
+
+def drive(trainer: Any, recorder: TrainerCallback) -> None:
     """Runs the trainer's loop with the run's reports in place of its own."""
     for silent in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(silent)

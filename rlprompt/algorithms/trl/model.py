@@ -116,7 +116,8 @@ class PolicyModel(PreTrainedModel):  # type: ignore[no-untyped-call]  # untyped 
         return SimpleNamespace(
             log_probs=spread(log_probs),
             entropy=spread(entropy),
-            is_top1=spread((logp.argmax(dim=-1) == chosen).to(logp.dtype)),
+            is_top1=spread((logp.argmax(dim=-1) == chosen).to(logp.dtype)).bool(),
+            mean_logits=spread(torch.zeros_like(log_probs)),  # TRL's DPO notes it, and nobody reads it
             label_mask=scored[:, 1:],
             loss=-log_probs.sum() / max(len(chosen), 1),
             aux_loss=None,

@@ -45,7 +45,7 @@ def load_pairs(run: RunContext, data: Mapping[str, Any]) -> list[Pair]:
         ConfigError: another key, a file that cannot be used, or an extractor that finds no hint for any example.
     """
     check_data(data)
-    encoder = _Encoder(run)
+    encoder = Encoder(run)
     if "extractor" in data:
         return _extracted(run, str(data["extractor"]), data.get("kwargs") or {}, encoder)
     return [encoder(row, f"pairs/{number}") for number, row in enumerate(_from_file(Path(str(data["pairs"]))))]
@@ -92,8 +92,12 @@ def _spaced(tokenizer: Any, context: Sequence[int], target: str) -> str:
     return f" {target}" if last and not last[-1].isspace() else target
 
 
-class _Encoder:
-    """Makes pairs of lines."""
+class Encoder:
+    """Makes ids of the lines of a file.
+
+    Args:
+        run: its env says what the policy reads for an input, its policy how a text becomes tokens.
+    """
 
     def __init__(self, run: RunContext) -> None:
         self._policy, self._env = run.policy, run.config.env
@@ -101,13 +105,23 @@ class _Encoder:
 
     def __call__(self, source: Json, name: str) -> Pair:
         """Reads one line; `name` is that of its example."""
+        return self._pair(source, self.context(source, name))
+
+    def context(self, source: Json, name: str) -> list[int]:
+        """Returns what the policy reads for a line with `context` or `input`; `name` is that of its example."""
         if "context" in source:
-            context = list(self._policy.context_ids(source["context"]))
-        elif isinstance(self._contexts, MetaContexts):
-            _, context = self._contexts.one(Example(id=name, input=source["input"]))
-        else:
-            context = list(self._policy.context_ids(self._contexts.text))
-        return self._pair(source, context)
+            return list(self._policy.context_ids(source["context"]))
+        if isinstance(self._contexts, MetaContexts):
+            return self._contexts.one(Example(id=name, input=source["input"]))[1]
+        return list(self._policy.context_ids(self._contexts.text))
+
+    def target(self, context: Sequence[int], text: str) -> tuple[int, ...]:
+        """Returns the ids of a text behind a context: at most `env.prompt_length`, with EOS where one ends a prompt."""
+        tokenizer, env = self._policy.tokenizer, self._env
+        tokens = tokenizer.encode(_spaced(tokenizer, context, text), add_special_tokens=False)
+        if env.ends_with_eos and tokens:
+            tokens = [*tokens, eos_token(tokenizer)]
+        return tuple(tokens[: env.prompt_length])
 
     def of(self, example: Example, target: str) -> Pair:
         """Pairs an example of an instance-level env with a text; the context is the one that the env shows for it."""
@@ -117,14 +131,10 @@ class _Encoder:
         return self._pair({"id": example.id, "input": example.input, "target": target}, context)
 
     def _pair(self, source: Json, context: Sequence[int]) -> Pair:
-        tokenizer, env = self._policy.tokenizer, self._env
-        tokens = tokenizer.encode(_spaced(tokenizer, context, source["target"]), add_special_tokens=False)
-        if env.ends_with_eos and tokens:
-            tokens = [*tokens, eos_token(tokenizer)]
-        return Pair(source, tuple(context), tuple(tokens[: env.prompt_length]))
+        return Pair(source, tuple(context), self.target(context, source["target"]))
 
 
-def _extracted(run: RunContext, name: str, arguments: Mapping[str, Any], encoder: _Encoder) -> list[Pair]:
+def _extracted(run: RunContext, name: str, arguments: Mapping[str, Any], encoder: Encoder) -> list[Pair]:
     """One pair for each train example of which the extractor finds something; the policy reads what RL will show it."""
     if not run.config.env.per_input:
         raise ConfigError(

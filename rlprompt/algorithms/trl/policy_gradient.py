@@ -17,6 +17,7 @@ from rlprompt.algorithms.trl.common import (
     arguments,
     begin,
     check_dropout,
+    check_groups,
     drive,
     mean_metrics,
     surroundings,
@@ -193,7 +194,7 @@ def check(config: RunConfig) -> None:
     Raises:
         ConfigError: one is set.
     """
-    algorithm, env = config.algorithm, config.env
+    algorithm = config.algorithm
     name = algorithm.name
     unused = {
         "minibatch_size": algorithm.minibatch_size is not None,
@@ -207,18 +208,7 @@ def check(config: RunConfig) -> None:
             raise ConfigError(f"algorithm.{key} is {getattr(algorithm, key)!r}, but {name} does not use it; remove it")
     if any(entry.name == "leave-one-out" for entry in config.stabilisers):
         raise ConfigError(f"{name} compares the prompts of a group itself; remove the stabiliser 'leave-one-out'")
-    if env.turns > 1 or env.step_reward != "terminal":
-        raise ConfigError(
-            f"{name} gives one reward to a whole prompt; set env.turns to 1 and env.step_reward to terminal"
-        )
-    group, key = env.num_envs, "env.num_envs"
-    if env.per_input:
-        group, key = env.rewrites_per_input, "env.rewrites_per_input"
-    if group < 2 or env.num_envs % group:
-        raise ConfigError(
-            f"{name} compares prompts with each other: {key} must be at least 2 and divide env.num_envs "
-            f"({env.num_envs}), got {group}"
-        )
+    check_groups(config)
 
 
 Make = Callable[[AlgorithmConfig, Json, Json], PromptTrainer]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,9 @@ from rlprompt.policies import PromptPolicy
 from rlprompt.policies.sampling import write_prompts
 from rlprompt.seeding import generator
 from rlprompt.types import Example, FloatArray, IntArray, RunContext, Scores
+
+WRITTEN_AT_ONCE = 64
+"""Prompts that are written side by side; what is kept of the tokens read so far bounds the memory."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +79,26 @@ class Rollout:
             reference=reference,
         )
 
-    def write(self, iteration: int) -> tuple[list[list[int]], list[list[int]]]:
+    def write(
+        self, iteration: int, chosen: Sequence[tuple[int, Example | None]] | None = None
+    ) -> tuple[list[list[int]], list[list[int]]]:
         """Writes the prompts of an iteration; returns the ids read and the ids written, EOS included.
 
         Every token is drawn by the uniform of (seed, "token", iteration, episode, step), as everywhere.
+
+        Args:
+            iteration: its number.
+            chosen: the episodes to write and the example of each; by default all of the iteration, for its inputs.
         """
         started = time.perf_counter()
         env = self.config.env
-        inputs = self.contexts.inputs(iteration, np.arange(env.num_envs))
-        texts, ids = self.contexts.read(inputs, [""] * env.num_envs)
+        if chosen is None:
+            episodes = list(range(env.num_envs))
+            inputs = self.contexts.inputs(iteration, np.arange(env.num_envs))
+        else:
+            episodes = [episode for episode, _ in chosen]
+            inputs = [example for _, example in chosen if example is not None] or None
+        texts, ids = self.contexts.read(inputs, [""] * len(episodes))
         self.readings = Readings(texts, ids, inputs)
         draws = np.array(
             [
@@ -91,21 +106,24 @@ class Rollout:
                     generator(self.config.seed, "token", iteration, episode, step).random()
                     for step in range(env.prompt_length)
                 ]
-                for episode in range(env.num_envs)
+                for episode in episodes
             ]
         )
-        tokens = write_prompts(
-            self.policy,
-            torch.from_numpy(ids).to(self.policy.device),
-            static_mask=self.allowed,
-            eos_id=self.eos_id,
-            no_repeat=env.mask.no_repeat,
-            length=env.prompt_length,
-            uniforms=draws,
-        )
+        tokens: list[list[int]] = []
+        for first in range(0, len(episodes), WRITTEN_AT_ONCE):
+            part = slice(first, first + WRITTEN_AT_ONCE)
+            tokens += write_prompts(
+                self.policy,
+                torch.from_numpy(ids[part]).to(self.policy.device),
+                static_mask=self.allowed,
+                eos_id=self.eos_id,
+                no_repeat=env.mask.no_repeat,
+                length=env.prompt_length,
+                uniforms=draws[part],
+            ).tolist()
         self.seconds["policy"] = time.perf_counter() - started
         read = [[token for token in row if token != NOT_WRITTEN] for row in ids.tolist()]
-        return read, [_until_eos(row, self.eos_id) for row in tokens.tolist()]
+        return read, [_until_eos(row, self.eos_id) for row in tokens]
 
     def score(self, iteration: int, written: list[list[int]]) -> list[float | None]:
         """Scores the prompts in one call; returns the stabilised rewards, None for a prompt without a valid pair.
@@ -115,10 +133,10 @@ class Rollout:
         """
         before = self.run.scorer.target_seconds
         prompts = [decode(self.policy.tokenizer, row) for row in written]
-        self.scores = self._ask(iteration, prompts)
+        self.scores = self.ask(iteration, prompts)
         self.training_rewards = np.asarray(self.run.scorer.stabilise(self.scores), dtype=np.float64)
         self.seconds["target"] = self.run.scorer.target_seconds - before
-        rewards = self.training_rewards + self._keywords(prompts)
+        rewards = self.training_rewards + self.keywords(prompts)
         if self.kl_coeff > 0:
             ratios = self._log_ratio(written)
             rewards = rewards - self.kl_coeff * ratios
@@ -128,7 +146,12 @@ class Rollout:
         ]
         return self.rewards
 
-    def _ask(self, iteration: int, prompts: list[str]) -> Scores:
+    def ask(self, iteration: int, prompts: list[str]) -> Scores:
+        """Scores the prompts of the newest readings in one call.
+
+        Raises:
+            BudgetExceededError: the calls do not fit into the budget; nothing was spent.
+        """
         scorer, env, readings = self.run.scorer, self.config.env, self.readings
         scores: Scores
         if readings.inputs is None:
@@ -138,8 +161,8 @@ class Rollout:
             scores = scorer.score_pairs(prompts, readings.inputs, samples=env.samples, contexts=readings.texts)
         return scores
 
-    def _keywords(self, prompts: list[str]) -> FloatArray:
-        """The keyword rewards of all steps together, (P,): here a prompt has one reward."""
+    def keywords(self, prompts: list[str]) -> FloatArray:
+        """Returns the keyword rewards of all steps together, (P,): here a prompt has one reward."""
         weight = self.config.env.hint_reward
         if not weight or self.readings.inputs is None:
             return np.zeros(len(prompts))

@@ -26,7 +26,7 @@ from rlprompt.algorithms.trl.common import (
     mean_metrics,
     surroundings,
 )
-from rlprompt.algorithms.trl.model import IGNORED, TokenizerView, pad_id
+from rlprompt.algorithms.trl.model import IGNORED, PolicyModel, TokenizerView, pad_id
 from rlprompt.algorithms.trl.pairs import Pair, load_pairs, write_pairs
 from rlprompt.algorithms.trl.rollout import Rollout
 from rlprompt.config import RunConfig
@@ -48,10 +48,14 @@ class Order(Sampler[int]):
         seed: the run's seed.
         first: the first step, from 0.
         last: the step behind the last one.
+        round_number: the round whose pairs they are; None where one file serves the whole run.
     """
 
-    def __init__(self, num_pairs: int, batch_size: int, *, seed: int, first: int, last: int) -> None:
+    def __init__(
+        self, num_pairs: int, batch_size: int, *, seed: int, first: int, last: int, round_number: int | None = None
+    ) -> None:
         self._num_pairs, self._seed = num_pairs, seed
+        self._keys = () if round_number is None else (round_number,)
         self._places = range(first * batch_size, last * batch_size)
 
     def __len__(self) -> int:
@@ -64,7 +68,7 @@ class Order(Sampler[int]):
         for place in self._places:
             if place // self._num_pairs != epoch or order is None:
                 epoch = place // self._num_pairs
-                order = generator(self._seed, "pairs", epoch).permutation(self._num_pairs)
+                order = generator(self._seed, "pairs", *self._keys, epoch).permutation(self._num_pairs)
             yield int(order[place % self._num_pairs])
 
 
@@ -86,9 +90,13 @@ class PromptSFT(SFTTrainer):  # type: ignore[misc]  # untyped there
         self.loss = float(loss)
         return loss
 
+    def metrics(self) -> dict[str, float]:
+        """Returns the metrics of the step that ended."""
+        return {"loss/total": self.loss, **mean_metrics(self, METRICS)}
+
     def report(self) -> tuple[None, None, dict[str, float]]:
         """Returns the metrics of the step that ended; no prompt was scored."""
-        return None, None, {"loss/total": self.loss, **mean_metrics(self, METRICS)}
+        return None, None, self.metrics()
 
 
 def fit(run: RunContext) -> None:
@@ -105,7 +113,10 @@ def fit(run: RunContext) -> None:
     check_dropout(run)
     data = getattr(run, "data", None)
     if not data:
-        raise ConfigError("sft has no pairs; make it a stage: stages: [{name: sft, algorithm: ..., data: ...}]")
+        raise ConfigError(
+            "sft has no pairs; make it a stage with stages: [{name: sft, algorithm: ..., data: ...}], or give data: "
+            "beside algorithm:"
+        )
     rollout = Rollout(run)
     pairs = writable(load_pairs(run, data), rollout)
     write_pairs(run.folder / "stages" / run.name / "pairs.jsonl", pairs)  # type: ignore[attr-defined]  # a stage
@@ -114,23 +125,39 @@ def fit(run: RunContext) -> None:
         model = rollout.model()
         adam = Adam(dict(model.trainable.named_parameters()), config.algorithm, state)
         shared = arguments(config, folder, rollout.policy.device, rows=rows, steps=last - start)
-        trainer = PromptSFT(
-            model=model,
-            args=SFTConfig(
-                **shared,
-                max_length=None,
-                packing=False,
-                completion_only_loss=False,  # the labels say what is scored
-                dataset_kwargs={"skip_prepare_dataset": True},
-            ),
-            train_dataset=Dataset.from_list([encoded(pair) for pair in pairs]),
-            data_collator=collator(pad_id(rollout.policy.tokenizer)),
-            processing_class=TokenizerView(rollout.policy.tokenizer),
-            optimizers=(adam.optimizer, adam.scheduler),
-        )
-        trainer.order = Order(len(pairs), rows, seed=config.seed, first=start, last=last)
-        model.__dict__.pop("forward", None)  # TRL put its own in place of ours, which answers already
+        order = Order(len(pairs), rows, seed=config.seed, first=start, last=last)
+        trainer = make_trainer(model, pairs, order, adam, shared)
         drive(trainer, Recorder(run, start, adam.state_dict, trainer.report))
+
+
+def make_trainer(model: PolicyModel, pairs: Sequence[Pair], order: Order, adam: Adam, shared: Json) -> PromptSFT:
+    """Builds the trainer.
+
+    Args:
+        model: the policy as TRL sees it.
+        pairs: what is learnt; at least one.
+        order: of the pairs, for all steps.
+        adam: over what the model trains.
+        shared: what `rlprompt.algorithms.trl.common.arguments` returned.
+    """
+    tokenizer = model.policy.tokenizer
+    trainer = PromptSFT(
+        model=model,
+        args=SFTConfig(
+            **shared,
+            max_length=None,
+            packing=False,
+            completion_only_loss=False,  # the labels say what is scored
+            dataset_kwargs={"skip_prepare_dataset": True},
+        ),
+        train_dataset=Dataset.from_list([encoded(pair) for pair in pairs]),
+        data_collator=collator(pad_id(tokenizer)),
+        processing_class=TokenizerView(tokenizer),
+        optimizers=(adam.optimizer, adam.scheduler),
+    )
+    trainer.order = order
+    model.__dict__.pop("forward", None)  # TRL put its own in place of ours, which answers already
+    return trainer
 
 
 def writable(pairs: Sequence[Pair], rollout: Rollout) -> list[Pair]:
@@ -140,12 +167,7 @@ def writable(pairs: Sequence[Pair], rollout: Rollout) -> list[Pair]:
         ConfigError: none is left.
     """
     model = rollout.model()
-    kept = []
-    for pair in pairs:
-        ids = np.array(pair.target_ids, dtype=np.int64)
-        allowed = np.broadcast_to(model.allowed_tokens(ids[None])[0], (len(ids), len(rollout.allowed)))
-        if len(ids) and allowed[np.arange(len(ids)), ids].all():
-            kept.append(pair)
+    kept = [pair for pair in pairs if can_write(model, pair.target_ids)]
     if not kept:
         raise ConfigError(
             f"of {len(pairs)} pairs none can be written by the policy: texts are empty or hold tokens that env.mask "
@@ -160,9 +182,22 @@ def writable(pairs: Sequence[Pair], rollout: Rollout) -> list[Pair]:
     return kept
 
 
+def can_write(model: PolicyModel, ids: Sequence[int]) -> bool:
+    """Returns whether the masks allow a whole text, which is not empty."""
+    tokens = np.array(ids, dtype=np.int64)
+    if not len(tokens):
+        return False
+    allowed = np.broadcast_to(model.allowed_tokens(tokens[None])[0], (len(tokens), len(model.allowed)))
+    return bool(allowed[np.arange(len(tokens)), tokens].all())
+
+
 def encoded(pair: Pair) -> Json:
     """Returns one row of TRL's data set: context and text, with the loss on the text only."""
-    context, target = list(pair.context_ids), list(pair.target_ids)
+    return labelled(pair.context_ids, pair.target_ids)
+
+
+def labelled(context: Sequence[int], target: Sequence[int]) -> Json:
+    """Returns the ids of a context and a text, and labels that are -100 at the context."""
     return {"input_ids": [*context, *target], "labels": [*[IGNORED] * len(context), *target]}
 
 

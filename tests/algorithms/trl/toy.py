@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from rlprompt.config import RunConfig, parse_config
 from rlprompt.policies import build_policy
@@ -102,3 +104,38 @@ class ToyRun:
 def table(seed: int, words: int, spread: float) -> FloatArray:
     """Rewards of `words` one-word prompts, normal with the given standard deviation."""
     return generator(seed, "toy-rewards").normal(0.0, spread, size=words)
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> str:
+    """Writes a JSONL file and returns its path as a configuration has it."""
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def resumed(make: Callable[[], ToyRun], fit: Callable[[Any], None], after: int) -> tuple[ToyRun, ToyRun]:
+    """Returns a run that was left alone, and one that was stopped and goes on in new objects from what was saved."""
+    from rlprompt.runs.checkpoints import decode, encode
+
+    whole, first, second = make(), make(), make()
+    fit(whole)
+    first.stop_after = after
+    fit(first)
+    assert len(first.iterations) == after < len(whole.iterations)
+    saved = decode(*encode(first.iterations[-1]["state"]))  # what a checkpoint makes of it
+    second.policy.load_trainable_state(first.iterations[-1]["weights"])
+    second.restored = (after, saved)
+    fit(second)
+    second.iterations = first.iterations + second.iterations
+    return whole, second
+
+
+def assert_same(one: ToyRun, other: ToyRun) -> None:
+    """Compares events and weights of two runs, times left out."""
+    assert [entry["iteration"] for entry in one.iterations] == [entry["iteration"] for entry in other.iterations]
+    for first, second in zip(one.iterations, other.iterations, strict=True):
+        timeless = [
+            {name: value for name, value in entry["metrics"].items() if not name.startswith("time/")}
+            for entry in (first, second)
+        ]
+        assert repr(timeless[0]) == repr(timeless[1])  # NaN is NaN here
+        assert all(torch.equal(value, second["weights"][name]) for name, value in first["weights"].items())
