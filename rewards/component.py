@@ -251,7 +251,8 @@ def load_component(
         if isinstance(found, type):
             own = {key: kwargs.pop(key) for key in ADAPTER_KEYWORDS if key in kwargs and not takes(found, key)}
             check_arguments(f"reward '{config.name}'", found, kwargs)
-            reward, kwargs = found(**kwargs), own
+            allowed = _allowed_code(config.name, found, kwargs, allow_modules, search_path)
+            reward, kwargs = found(**kwargs, **allowed), own
         else:
             reward = found
     except RLPromptError:
@@ -271,6 +272,19 @@ def load_component(
             if hasattr(reward, attribute):
                 setattr(adapted, attribute, getattr(reward, attribute))
     return Component(label, adapted, config.weight, timeout_seconds=timeout)
+
+
+def _allowed_code(
+    name: str, made: type, kwargs: Mapping[str, Any], allow_modules: Sequence[str], search_path: str | Path | None
+) -> dict[str, Any]:
+    """What a reward that resolves names of code itself (`resolves_code`) may import: never what its kwargs say."""
+    if not getattr(made, "resolves_code", False):
+        return {}
+    allowed = {"allow_modules": tuple(allow_modules), "search_path": search_path}
+    for key in allowed:
+        if key in kwargs:
+            raise ConfigError(f"reward '{name}': kwargs may not set '{key}'; use --allow-module")
+    return allowed
 
 
 def _check_keywords(name: str, reward: Callable[..., Any], kwargs: Mapping[str, Any]) -> None:
