@@ -71,7 +71,7 @@ def load_policy(path: str | Path, *, model: str | None = None) -> PromptPolicy:
         CheckpointError: a file is truncated or altered, or the frozen LM is another one than in training.
         ModelNotFoundError: the frozen LM is not on this machine.
     """
-    folder = _policy_folder(Path(path))
+    folder = policy_folder(Path(path))
     description = _read_description(folder / DESCRIPTION)
     base = description["base"]
     try:
@@ -113,7 +113,7 @@ def read_policy_json(path: str | Path) -> Json:
         ConfigError: nothing is saved there.
         CheckpointError: the file is cut off, of another format, or lacks a field.
     """
-    description = _read_description(_policy_folder(Path(path)) / DESCRIPTION)
+    description = _read_description(policy_folder(Path(path)) / DESCRIPTION)
     return {**dict(description.get("extra") or {}), **description}
 
 
@@ -149,7 +149,12 @@ def _decoding(policy: PromptPolicy) -> Json:
     return {name: settings[name] for name in names if name in settings}
 
 
-def _policy_folder(path: Path) -> Path:
+def policy_folder(path: Path) -> Path:
+    """Returns the folder of a saved policy: the given one, or the best policy of a run.
+
+    Raises:
+        ConfigError: nothing is saved there.
+    """
     for folder in (path, path / "best", path / "best" / "policy"):
         if (folder / DESCRIPTION).is_file():
             return folder

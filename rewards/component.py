@@ -310,9 +310,10 @@ def load_component(
         if isinstance(found, type):
             own = {key: kwargs.pop(key) for key in ADAPTER_KEYWORDS if key in kwargs and not takes(found, key)}
             check_arguments(f"reward '{config.name}'", found, kwargs)
+            allowed = _allowed_code(config.name, found, kwargs, allow_modules, search_path)
             if takes(found, "load_part"):
-                kwargs["load_part"] = partial(load_part, allow_modules=allow_modules, search_path=search_path)
-            reward, kwargs = found(**kwargs), own
+                allowed["load_part"] = partial(load_part, allow_modules=allow_modules, search_path=search_path)
+            reward, kwargs = found(**kwargs, **allowed), own
         else:
             reward = found
     except RLPromptError:
@@ -350,6 +351,19 @@ def load_part(
     except ValidationError as error:
         raise ConfigError(f"reward '{label}': {describe(error, RewardConfig)}") from error
     return load_component(config, allow_modules=allow_modules, search_path=search_path, name=label)
+
+
+def _allowed_code(
+    name: str, made: type, kwargs: Mapping[str, Any], allow_modules: Sequence[str], search_path: str | Path | None
+) -> dict[str, Any]:
+    """What a reward that resolves names of code itself (`resolves_code`) may import: never what its kwargs say."""
+    if not getattr(made, "resolves_code", False):
+        return {}
+    allowed = {"allow_modules": tuple(allow_modules), "search_path": search_path}
+    for key in allowed:
+        if key in kwargs:
+            raise ConfigError(f"reward '{name}': kwargs may not set '{key}'; use --allow-module")
+    return allowed
 
 
 def _check_keywords(name: str, reward: Callable[..., Any], kwargs: Mapping[str, Any]) -> None:

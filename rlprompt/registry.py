@@ -1,7 +1,8 @@
 """Names -> "module:attribute", for everything that a configuration names.
 
 Built-in names are in the tables below; other packages add theirs through the entry-point groups
-`rlprompt.rewards`, `rlprompt.stabilisers`, `rlprompt.targets`, `rlprompt.policies` and `rlprompt.algorithms`.
+`rlprompt.rewards`, `rlprompt.features` (of texts, for reward models), `rlprompt.stabilisers`, `rlprompt.targets`,
+`rlprompt.policies` and `rlprompt.algorithms`.
 A name with a colon, `my_module:my_function`, is code of the user: it is imported only where the caller allows
 the module (`allow_modules`), and never from a run folder.
 """
@@ -42,6 +43,25 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "ensemble": "rlprompt.rewards.judges.ensemble:Ensemble",
         "checklist": "rlprompt.rewards.judges.checklist:Checklist",
         "hybrid": "rlprompt.rewards.judges.hybrid:Hybrid",
+        "reward-model": "rlprompt.rewards.learned.language_model:LanguageModelReward",
+        "feature-model": "rlprompt.rewards.learned.feature_model:FeatureModelReward",
+        "success-model": "rlprompt.rewards.learned.success_model:SuccessModelReward",
+        "preference-head": "rlprompt.algorithms.preference_head:PreferenceHeadReward",
+    },
+    "features": {
+        "length": "rlprompt.rewards.learned.features:length",
+        "length-ratio": "rlprompt.rewards.learned.features:length_ratio",
+        "sentences": "rlprompt.rewards.learned.features:sentences",
+        "line-breaks": "rlprompt.rewards.learned.features:line_breaks",
+        "overlap": "rlprompt.rewards.learned.features:overlap",
+        "coverage": "rlprompt.rewards.learned.features:coverage",
+        "kept-numbers": "rlprompt.rewards.learned.features:kept_numbers",
+        "new-numbers": "rlprompt.rewards.learned.features:new_numbers",
+        "type-token-ratio": "rlprompt.rewards.learned.features:type_token_ratio",
+        "repeated-bigrams": "rlprompt.rewards.learned.features:repeated_bigrams",
+        "question-mark": "rlprompt.rewards.learned.features:question_mark",
+        "upper-case": "rlprompt.rewards.learned.features:upper_case",
+        "similarity": "rlprompt.rewards.learned.features:TextSimilarity",
     },
     "stabilisers": {
         "z-score": "rlprompt.rewards.stabilisers:ZScore",
@@ -80,6 +100,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
 
 SINGULAR = {
     "rewards": "reward",
+    "features": "feature",
     "stabilisers": "stabiliser",
     "targets": "target",
     "policies": "policy",
@@ -97,7 +118,7 @@ def resolve(group: str, name: str, *, allow_modules: Sequence[str] = (), search_
     """Imports what a name stands for.
 
     Args:
-        group: "rewards", "stabilisers", "targets", "policies" or "algorithms".
+        group: "rewards", "features", "stabilisers", "targets", "policies" or "algorithms".
         name: a registered name, or `module:attribute`.
         allow_modules: modules (with their submodules) that `module:attribute` may import.
         search_path: folder of the user's configuration; modules that lie in it are allowed and importable.

@@ -18,8 +18,8 @@ def list_kind(
     kind: Annotated[
         str,
         typer.Argument(
-            help="tasks, models, rewards, stabilisers, policies, algorithms, targets, envs, meta-prompts, recipes or "
-            "runs."
+            help="tasks, models, rewards, features, stabilisers, policies, algorithms, targets, envs, meta-prompts, "
+            "recipes or runs."
         ),
     ],
 ) -> int:
@@ -153,6 +153,7 @@ _LISTERS: dict[str, Callable[[], list[list[str]]]] = {
     "tasks": _tasks,
     "models": _models,
     "rewards": _registered("rewards"),
+    "features": _registered("features"),
     "stabilisers": _registered("stabilisers"),
     "policies": _registered("policies"),
     "algorithms": _registered("algorithms"),

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import typer
 
 from rlprompt import __version__
-from rlprompt.cli import check, doctor, evaluate, init, judge_report, listing, rewrite, train
+from rlprompt.cli import check, doctor, evaluate, init, judge_report, listing, rewrite, train, train_reward
 from rlprompt.cli.console import say_error
 from rlprompt.errors import ConfigError, RLPromptError
 
@@ -37,6 +37,7 @@ app.command("judge-report")(judge_report.judge_report)
 app.command("list")(listing.list_kind)
 app.command("doctor")(doctor.doctor)
 app.command("init")(init.init)
+app.add_typer(train_reward.app, name="train-reward")
 
 
 def _print_version(wanted: bool) -> None:

@@ -24,13 +24,24 @@ Parameters = Mapping[str, torch.nn.Parameter]
 
 @contextmanager
 def surroundings(run: RunContext) -> Iterator[str]:
+    """Keeps the trainer of a run's policy to itself; see `isolated`."""
+    training = run.policy.training
+    try:
+        with isolated() as folder:
+            yield folder
+    finally:
+        run.policy.train(training)
+
+
+@contextmanager
+def isolated() -> Iterator[str]:
     """Keeps a trainer to itself; gives a temporary folder for what it insists on writing.
 
     transformers and TRL seed the global generators and warn about what is meant here; both are undone afterwards.
     """
     python, arrays = random.getstate(), np.random.get_state()
     speaker = logging.getLogger("trl")
-    level, training = speaker.level, run.policy.training
+    level = speaker.level
     speaker.setLevel(logging.ERROR)
     try:
         with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(), warnings.catch_warnings():
@@ -40,7 +51,6 @@ def surroundings(run: RunContext) -> Iterator[str]:
         random.setstate(python)
         np.random.set_state(arrays)
         speaker.setLevel(level)
-        run.policy.train(training)
 
 
 def arguments(config: RunConfig, folder: str, device: torch.device, *, rows: int, steps: int) -> Json:
