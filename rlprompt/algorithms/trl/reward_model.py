@@ -345,8 +345,8 @@ def _read_checkpoint(model: RewardModel, folder: Path, identity: str) -> tuple[i
     for name, value in tensors.items():
         part, _, rest = name.partition("/")
         if part == "adam":
-            key, _, parameter = rest.partition("/")
-            optimizer.setdefault(parameter, {})[key] = value.to(model.network.device) if value.ndim else value
+            key, _, owner = rest.partition("/")
+            optimizer.setdefault(owner, {})[key] = value.to(model.network.device) if value.ndim else value
     try:
         with torch.no_grad():
             for name, parameter in model.network.trained().items():
