@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import typer
 
 from rlprompt import __version__
-from rlprompt.cli import check, doctor, evaluate, init, listing, rewrite, train
+from rlprompt.cli import check, doctor, evaluate, init, listing, pairs, rescore, rewrite, train
 from rlprompt.cli.console import say_error
 from rlprompt.errors import ConfigError, RLPromptError
 
@@ -32,6 +32,8 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("rewrite")(rewrite.rewrite)
+app.command("pairs")(pairs.pairs)
+app.command("rescore")(rescore.rescore)
 app.command("check")(check.check)
 app.command("list")(listing.list_kind)
 app.command("doctor")(doctor.doctor)
