@@ -90,13 +90,12 @@ class RewardSet:
         Raises:
             ConfigError: an unknown name, wrong arguments, code that cannot be loaded (see `load_component`).
         """
-        components = []
-        seen: dict[str, int] = {}
-        for config in configs:
-            seen[config.name] = number = seen.get(config.name, 0) + 1
-            label = config.name if number == 1 else f"{config.name}#{number}"
-            components.append(load_component(config, allow_modules=allow_modules, search_path=search_path, name=label))
-        return cls(components)
+        return cls(
+            [
+                load_component(config, allow_modules=allow_modules, search_path=search_path, name=label)
+                for label, config in zip(component_names(configs), configs, strict=True)
+            ]
+        )
 
     def __call__(
         self,
@@ -202,6 +201,20 @@ class RewardSet:
             if (component.name, failure.kind) not in self._warned:  # once each: failures are counted elsewhere
                 self._warned.add((component.name, failure.kind))
                 _log.warning("%s; such samples are excluded", failure.message, exc_info=scored.error)
+
+
+def component_names(configs: Sequence[RewardConfig]) -> list[str]:
+    """Returns what the components of a configuration are called in records.
+
+    >>> component_names([RewardConfig(name="gap"), RewardConfig(name="length"), RewardConfig(name="gap")])
+    ['gap', 'length', 'gap#2']
+    """
+    seen: dict[str, int] = {}
+    names = []
+    for config in configs:
+        seen[config.name] = number = seen.get(config.name, 0) + 1
+        names.append(config.name if number == 1 else f"{config.name}#{number}")
+    return names
 
 
 def common_original(components: Sequence[Component]) -> str | None:

@@ -8,7 +8,7 @@ answers; `{feedback}`, what went wrong in the turn before (empty in the first tu
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rlprompt.errors import ConfigError, UnknownNameError, did_you_mean
@@ -115,8 +115,12 @@ class MetaPrompt:
     'Improve: Say {it}.'
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, known: Sequence[str] = SLOTS) -> None:
         """Parses a text.
+
+        Args:
+            text: with its slots.
+            known: the slots that it may have.
 
         Raises:
             ConfigError: an unknown slot, or a lone brace.
@@ -135,8 +139,8 @@ class MetaPrompt:
                 raise ConfigError(
                     f"meta-prompt has a lone '{token}' at character {match.start()}; a literal brace is written twice"
                 )
-            elif slot not in SLOTS:
-                raise ConfigError(f"meta-prompt has an unknown slot {{{slot}}}{did_you_mean(slot, SLOTS)}")
+            elif slot not in known:
+                raise ConfigError(f"meta-prompt has an unknown slot {{{slot}}}{did_you_mean(slot, known)}")
             else:
                 self._parts.append(("".join(literal), match.group(1), slot))
                 literal = []

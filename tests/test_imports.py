@@ -36,6 +36,7 @@ FLOOR = {
     "scoring": 4,
     "envs": 5,
     "policies": 5,
+    "preferences": 5,
     "algorithms": 6,
     "search": 6,
     "evaluation": 6,

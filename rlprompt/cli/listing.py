@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections.abc import Callable
@@ -19,7 +20,7 @@ def list_kind(
         str,
         typer.Argument(
             help="tasks, models, rewards, features, stabilisers, policies, algorithms, targets, envs, meta-prompts, "
-            "recipes or runs."
+            "pair-builders, recipes or runs."
         ),
     ],
 ) -> int:
@@ -95,6 +96,16 @@ def _meta_prompts() -> list[list[str]]:
     ]
 
 
+def _pair_builders() -> list[list[str]]:
+    """Name, arguments, and what it does."""
+    from rlprompt.preferences import BUILDERS
+
+    return [
+        [name, " ".join(list(inspect.signature(builder).parameters)[1:]), (builder.__doc__ or "").split("\n")[0]]
+        for name, builder in sorted(BUILDERS.items())
+    ]
+
+
 def _recipes() -> list[list[str]]:
     here = Path.cwd()
     return [
@@ -160,6 +171,7 @@ _LISTERS: dict[str, Callable[[], list[list[str]]]] = {
     "targets": _targets,
     "envs": _envs,
     "meta-prompts": _meta_prompts,
+    "pair-builders": _pair_builders,
     "recipes": _recipes,
     "runs": _runs,
 }

@@ -14,7 +14,19 @@ from collections.abc import Sequence
 import typer
 
 from rlprompt import __version__
-from rlprompt.cli import check, doctor, evaluate, init, judge_report, listing, rewrite, train, train_reward
+from rlprompt.cli import (
+    check,
+    doctor,
+    evaluate,
+    init,
+    judge_report,
+    listing,
+    pairs,
+    rescore,
+    rewrite,
+    train,
+    train_reward,
+)
 from rlprompt.cli.console import say_error
 from rlprompt.errors import ConfigError, RLPromptError
 
@@ -32,6 +44,8 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("rewrite")(rewrite.rewrite)
+app.command("pairs")(pairs.pairs)
+app.command("rescore")(rescore.rescore)
 app.command("check")(check.check)
 app.command("judge-report")(judge_report.judge_report)
 app.command("list")(listing.list_kind)

@@ -88,6 +88,17 @@ class AnswerJournal:
         self._num_lines = len(self._open)
 
 
+def read_journal(path: Path) -> list[AnswerRecord]:
+    """Returns the answers of a journal up to a line that is not whole, and leaves the file as it is."""
+    found: list[AnswerRecord] = []
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        record = _read(line)
+        if record is None:
+            break
+        found.append(record)
+    return found
+
+
 def _line(record: AnswerRecord) -> bytes:
     prompt, example_id, sample, output = record
     fields = {

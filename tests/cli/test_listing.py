@@ -7,6 +7,7 @@ import pytest
 
 from rlprompt.cli.listing import recipe_files
 from rlprompt.cli.main import main
+from rlprompt.preferences import builder_names
 from rlprompt.registry import BUILT_IN
 
 
@@ -28,6 +29,13 @@ def test_tasks_models_and_envs(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"rotten-tomatoes", "imdb", "planted", "sst-2"} <= set(_listed("tasks", capsys))
     assert "smollm2-135m-instruct" in _listed("models", capsys)
     assert "rlprompt/TokenPrompt-v0" in _listed("envs", capsys)
+
+
+def test_pair_builders_are_listed_with_their_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "pair-builders"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert set(lines) == set(builder_names())
+    assert "dominance criteria n over_original Pairs in which the chosen text" in " ".join(lines["dominance"].split())
 
 
 def test_an_unknown_kind_offers_the_close_one(capsys: pytest.CaptureFixture[str]) -> None:
