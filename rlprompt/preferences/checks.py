@@ -112,7 +112,7 @@ def failed_merits(text: str, naive: str, checks: tuple[str, ...], limits: Limits
     """Returns the names of the checks that a text does not pass.
 
     >>> failed_merits("Sure, here is it: explain", "Explain 7 rules.", tuple(MERITS), Limits())
-    ['plain', 'keeps-numbers']
+    ['plain', 'keeps-numbers', 'keeps-words']
     """
     return [name for name in checks if not MERITS[name](text, naive, limits)]
 

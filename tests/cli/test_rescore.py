@@ -61,20 +61,20 @@ def test_a_name_and_yaml_are_components_and_the_pairs_follow_them(
 
 
 def test_a_file_names_rewards_and_code_beside_it(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "beside_rewards.py").write_text(
+    (tmp_path / "beside_rescoring_rewards.py").write_text(
         "def odd(*, completions, **columns):\n"
         "    return [None if text.endswith('1') else float(len(text)) for text in completions]\n"
     )
     for name, text in (
-        ("section.yaml", "reward:\n- name: beside_rewards:odd\n"),
-        ("list.yaml", "- {name: beside_rewards:odd}\n"),
-        ("one.yaml", "name: beside_rewards:odd\n"),
+        ("section.yaml", "reward:\n- name: beside_rescoring_rewards:odd\n"),
+        ("list.yaml", "- {name: beside_rescoring_rewards:odd}\n"),
+        ("one.yaml", "name: beside_rescoring_rewards:odd\n"),
     ):
         (tmp_path / name).write_text(text)
         command = ["rescore", str(run), "--reward", str(tmp_path / name), "-o", str(tmp_path / "s.parquet")]
         assert main(command) == 0
         shown = capfd.readouterr().out
-        assert "rewards       beside_rewards:odd (weight 1)\n" in shown
+        assert "rewards       beside_rescoring_rewards:odd (weight 1)\n" in shown
         assert "target calls  0\n" in shown
     assert (tmp_path / "s.parquet").is_file()
 
@@ -82,13 +82,15 @@ def test_a_file_names_rewards_and_code_beside_it(run: Path, tmp_path: Path, capf
 def test_code_elsewhere_needs_an_allowance(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "elsewhere_rewards.py").write_text("def one(*, completions):\n    return [1.0] * len(completions)\n")
+    (tmp_path / "allowed_rescoring_rewards.py").write_text(
+        "def one(*, completions):\n    return [1.0] * len(completions)\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
-    command = ["rescore", str(run), "--reward", "elsewhere_rewards:one", "-o", str(tmp_path / "s.jsonl")]
+    command = ["rescore", str(run), "--reward", "allowed_rescoring_rewards:one", "-o", str(tmp_path / "s.jsonl")]
     assert main(command) == 2
-    assert "allow it with --allow-module elsewhere_rewards" in capfd.readouterr().err
+    assert "allow it with --allow-module allowed_rescoring_rewards" in capfd.readouterr().err
     assert not (tmp_path / "s.jsonl").exists()
-    assert main([*command, "--allow-module", "elsewhere_rewards"]) == 0
+    assert main([*command, "--allow-module", "allowed_rescoring_rewards"]) == 0
     assert {line["raw_reward"] for line in _lines(tmp_path / "s.jsonl")} == {1.0}
 
 
@@ -96,8 +98,8 @@ def test_code_elsewhere_needs_an_allowance(
 def test_when_nothing_has_a_score_nothing_is_written(
     what: str, run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "bad_rewards.py").write_text(f"def bad(*, completions):\n    {what}\n")
-    (tmp_path / "r.yaml").write_text("name: bad_rewards:bad\n")
+    (tmp_path / "bad_rescoring_rewards.py").write_text(f"def bad(*, completions):\n    {what}\n")
+    (tmp_path / "r.yaml").write_text("name: bad_rescoring_rewards:bad\n")
     assert main(["rescore", str(run), "--reward", str(tmp_path / "r.yaml"), "-o", str(tmp_path / "s.jsonl")]) == 1
     errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     reason = "raised ValueError: no idea" if "raise" in what else "every reward abstained"
