@@ -228,7 +228,10 @@ ORDERED: dict[str, dict[str, Any]] = {
     "gap-over-original": {"reward": "token-f1"},
 }
 UNORDERED: dict[str, dict[str, Any]] = {"length": {}, "fluency": {"model": "planted-10"}}
-ELSEWHERE = {"answer", "length-difference", "length-rule", "attribute", "judge", "ensemble", "checklist", "hybrid"}
+ELSEWHERE = {
+    *("answer", "length-difference", "length-rule", "attribute", "judge", "ensemble", "checklist", "hybrid"),
+    *("reward-model", "feature-model", "success-model", "preference-head"),
+}
 """Their own tests run the check, on tasks or with arguments of their own."""
 
 
