@@ -189,12 +189,10 @@ def _one(same: Sequence[Candidate]) -> Candidate:
 
 
 def _mean(candidates: Sequence[Candidate], score: str) -> float | None:
-    known = [(value, c.count) for c in candidates if (value := c.value(score)) is not None]
+    known = [(value, max(c.count, 1)) for c in candidates if (value := c.value(score)) is not None]
     if not known:
         return None
-    low, high = min(known)[0], max(known)[0]
-    mean = sum(value * count for value, count in known) / max(sum(count for _, count in known), 1)
-    return min(max(mean, low), high)  # equal scorings keep their value to the last bit
+    return sum(value * count for value, count in known) / sum(count for _, count in known)
 
 
 def _nan_for_none(value: float | None) -> float:
