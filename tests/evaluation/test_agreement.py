@@ -114,7 +114,7 @@ def test_row_162_an_ensemble_agrees_at_least_as_well_as_its_best_member() -> Non
     assert best == 0.9
     assert report.agreement == 1.0 >= best
     assert report.mode == "value"
-    spread = made(completions=["x"] * 2, outputs=_outputs(0, 6), references=None, input=[""] * 2)["disagreement"]
+    spread = made(completions=["x"] * 2, outputs=_outputs(0, 6), references=[None] * 2, input=[""] * 2)["disagreement"]
     # one of three says no: sqrt(2 / 9); all agree
     assert spread == pytest.approx([(2 / 9) ** 0.5, 0.0])
 

@@ -173,6 +173,13 @@ def test_a_rigged_judge_is_caught_and_an_honest_reward_is_not() -> None:
     assert not caught(honest, accuracy)
 
 
+def test_row_30_a_policy_that_learns_from_an_honest_judge_gets_better_by_the_true_metric() -> None:
+    target = FakeJudge(lambda shown, _: 0.05 + 0.9 * PLANTED.quality(shown["text to be judged"]))
+    proxy, gold = learn(LLMJudge(target, "Is it a good prompt?", "yes-no", of="prompt"))
+    assert end(gold) > gold[0] + 0.2
+    assert not caught(proxy, gold)
+
+
 @pytest.mark.parametrize("options", [{}, {"undecided": "abstain", "bonus": 0.2}], ids=["undecided", "bonus"])
 def test_row_140_with_a_verifier_first_proxy_and_gold_lie_closer_together(options: dict[str, Any]) -> None:
     proxy, gold = learn(rigged())
