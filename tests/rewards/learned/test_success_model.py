@@ -109,7 +109,7 @@ def test_the_best_of_n_beats_the_best_fixed_prompt_without_a_call(trained: tuple
     done, _ = trained
     assert done.selection is not None
     assert (done.selection.inputs, done.selection.prompts) == (16, 10)
-    assert done.selection.low > 0
+    assert done.selection.difference > 0.1
     prompts = ["about sea 1", "about hills 2"]
     assert done.model.best_of(["sea 99", "hills 98"], prompts) == prompts
     scores = done.model.rank(["sea 99", "hills 98"], prompts)
