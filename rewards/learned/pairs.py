@@ -43,7 +43,7 @@ def read_pairs(path: str | Path) -> list[PreferencePair]:
     """
     file = Path(path)
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")  # not splitlines: U+2028 ends no line of JSONL
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the pairs in {file}: {' '.join(str(error).split())}") from error
     pairs: list[PreferencePair] = []

@@ -158,7 +158,7 @@ def _extracted(run: RunContext, name: str, arguments: Mapping[str, Any], encoder
 
 def _from_file(path: Path) -> list[Json]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: U+2028 ends no line of JSONL
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"data.pairs of stage sft: cannot read {path}: {error}") from error
     found = []

@@ -83,8 +83,8 @@ def check_data(data: Mapping[str, Any] | None, algorithm: str, sources: Sequence
 def load_preferences(run: RunContext, path: Path, model: PolicyModel) -> list[Preference]:
     """Returns the pairs of a file that the policy may write.
 
-    Pairs that tie (margin 0, or the same tokens after the cut at `env.prompt_length`) and pairs with a text that
-    `env.mask` forbids are left out and counted in the log.
+    Pairs that tie (the same tokens after the cut at `env.prompt_length`) and pairs with a text that `env.mask` forbids
+    are left out and counted in the log. A margin of 0 or less says nothing about the gap: a rule decided.
 
     Args:
         run: says what the policy reads for an input, and how a text becomes tokens.
@@ -98,7 +98,7 @@ def load_preferences(run: RunContext, path: Path, model: PolicyModel) -> list[Pr
     found, tied, forbidden = [], 0, 0
     for number, line in enumerate(lines := read_lines(path, "pairs")):
         context, (chosen, rejected) = _encode(encoder, line, f"{path.name}/{number}")
-        if line.margin == 0 or chosen == rejected:
+        if chosen == rejected:
             tied += 1
         elif not (can_write(model, chosen) and can_write(model, rejected)):
             forbidden += 1
@@ -129,7 +129,7 @@ def load_ranked(run: RunContext, path: Path, model: PolicyModel, *, source: str)
         distinct = len({texts[at] for at in kept})
         if len(kept) < 2 <= len(texts):
             forbidden += 1
-        elif len(set(scores)) < 2 or distinct < 2 or line.margin == 0:
+        elif len(set(scores)) < 2 or distinct < 2:
             tied += 1
         else:
             found.append(Ranked(context, tuple(texts[at] for at in kept), scores, line.weight))
@@ -144,7 +144,7 @@ def read_lines(path: Path, source: str) -> list[Line]:
         ConfigError: it cannot be read, is empty, has an id twice, or a line without what it needs.
     """
     try:
-        rows = path.read_text(encoding="utf-8").splitlines()
+        rows = path.read_text(encoding="utf-8").split("\n")  # not splitlines: U+2028 ends no line of JSONL
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"data.{source}: cannot read {path}: {error}") from error
     found: list[Line] = []
@@ -173,8 +173,8 @@ def _pair(row: Json, where: str) -> Line:
     if missing:
         raise ConfigError(f"{where} has no text '{missing[0]}'; a pair needs 'chosen' and 'rejected'")
     margin = None if row.get("margin") is None else _number(row["margin"], f"{where}: 'margin'")
-    if margin is not None and margin < 0:
-        raise ConfigError(f"{where}: margin is {margin}, so 'chosen' is the worse text; swap the two")
+    if margin is not None and margin <= 0:  # a rule decided, against the reward or without one
+        margin = None
     return Line(_source(row, where), (row["chosen"], row["rejected"]), (1.0, 0.0), margin, _weight(row, where))
 
 

@@ -1,5 +1,6 @@
 """Files of pairs and rankings: what becomes of a line, what is left out, and which lines are refused."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,21 @@ def test_an_input_is_read_as_the_env_shows_it(tmp_path: Path) -> None:
     assert found == [Preference((0, 2, 1), (1, 3), (2, 3))]
 
 
+def test_a_line_separator_within_a_text_ends_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({**PAIR, "chosen": "one\u2028two"}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert [line.texts[0] for line in read_lines(path, "pairs")] == ["one\u2028two"]
+
+
+def test_a_pair_that_a_rule_decided_has_no_known_gap(tmp_path: Path) -> None:
+    found = pairs_of(tmp_path / "p", [{**PAIR, "margin": 0.0}, {**PAIR, "id": "b", "margin": -0.5}])
+    assert [pair.margin for pair in found] == [None, None]
+
+
 def test_ties_and_forbidden_texts_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [
         PAIR,
-        {**PAIR, "id": "b", "margin": 0.0},
+        {**PAIR, "id": "b", "rejected": PAIR["chosen"]},
         {**PAIR, "id": "c", "rejected": "w01"},
         {**PAIR, "id": "d", "rejected": "w00"},
         {**PAIR, "id": "e", "chosen": ""},
@@ -96,7 +108,6 @@ def test_a_pair_is_a_ranking_of_two(tmp_path: Path) -> None:
         ("pairs", [{"chosen": "a", "rejected": "b"}], "line 1 must have one of 'context' and 'input', as text"),
         ("pairs", [{**PAIR, "input": "x"}], "line 1 must have one of 'context' and 'input', as text"),
         ("pairs", [PAIR, {**PAIR, "id": "b"}, PAIR], "line 3 has the id 'a' of line 1; give every line its own id"),
-        ("pairs", [{**PAIR, "margin": -0.5}], "line 1: margin is -0.5, so 'chosen' is the worse text; swap the two"),
         ("pairs", [{**PAIR, "margin": "big"}], "line 1: 'margin' must be a finite number, got 'big'"),
         ("pairs", [{**PAIR, "weight": -1}], "line 1: weight is -1.0; give 0 or more"),
         ("pairs", [{**PAIR, "weight": float("nan")}], "line 1: 'weight' must be a finite number, got nan"),
