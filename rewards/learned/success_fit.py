@@ -119,7 +119,8 @@ def _fit_mlp(z: FloatArray, right: BoolArray, seed: int) -> dict[str, FloatArray
     optimizer = torch.optim.AdamW(own.values(), lr=_LR, weight_decay=_DECAY)
     for epoch in range(_EPOCHS):
         order = torch.from_numpy(generator(seed, "success-mlp-order", epoch).permutation(len(z)))
-        for batch in order.split(_BATCH):
+        for first in range(0, len(z), _BATCH):
+            batch = order[first : first + _BATCH]
             hidden = torch.tanh(features[batch] @ own["hidden_weight"].T + own["hidden_bias"])
             logits = hidden @ own["weight"] + own["bias"]
             loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels[batch])

@@ -225,7 +225,8 @@ ORDERED: dict[str, dict[str, Any]] = {
     "gap-over-original": {"reward": "token-f1"},
 }
 UNORDERED: dict[str, dict[str, Any]] = {"length": {}, "fluency": {"model": "planted-10"}}
-ELSEWHERE = {"answer", "length-difference", "length-rule", "attribute"}
+LEARNT = {"reward-model", "feature-model", "preference-head", "success-model"}
+ELSEWHERE = {"answer", "length-difference", "length-rule", "attribute", *LEARNT}
 """Their own tests run the check, on tasks or with arguments of their own."""
 
 
