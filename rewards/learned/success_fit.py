@@ -119,7 +119,7 @@ def _fit_mlp(z: FloatArray, right: BoolArray, seed: int) -> dict[str, FloatArray
     optimizer = torch.optim.AdamW(own.values(), lr=_LR, weight_decay=_DECAY)
     for epoch in range(_EPOCHS):
         order = torch.from_numpy(generator(seed, "success-mlp-order", epoch).permutation(len(z)))
-        for first in range(0, len(order), _BATCH):
+        for first in range(0, len(z), _BATCH):
             batch = order[first : first + _BATCH]
             hidden = torch.tanh(features[batch] @ own["hidden_weight"].T + own["hidden_bias"])
             logits = hidden @ own["weight"] + own["bias"]

@@ -349,8 +349,8 @@ def _read_checkpoint(model: RewardModel, folder: Path, identity: str) -> tuple[i
             optimizer.setdefault(owner, {})[key] = value.to(model.network.device) if value.ndim else value
     try:
         with torch.no_grad():
-            for name, parameter in model.network.trained().items():
-                parameter.copy_(tensors[f"trained/{name}"])
+            for name, own in model.network.trained().items():
+                own.copy_(tensors[f"trained/{name}"])
         return int(values["step"]), {"optimizer": optimizer, "scheduler": values["scheduler"]}
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{folder} cannot be read: {' '.join(str(error).split())}; delete it") from error

@@ -61,7 +61,7 @@ def make_outcomes(inputs: int = 40, prompts: int = 10, *, ruled: bool = True) ->
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[SuccessTraining, Path]:
     folder = tmp_path_factory.mktemp("success")
-    return train_success_model(make_outcomes(), folder, encoder=Kinds(), held_out=0.4, resamples=200), folder
+    return train_success_model(make_outcomes(64), folder, encoder=Kinds(), held_out=0.4, resamples=200), folder
 
 
 def test_features_are_both_embeddings_their_product_and_their_difference() -> None:
@@ -100,7 +100,7 @@ def test_it_knows_new_inputs_and_new_prompts_of_a_rule(trained: tuple[SuccessTra
     assert done.by_input.within_low > 0.5
     assert done.by_prompt is not None
     assert done.by_prompt.auc > 0.8
-    assert (done.by_input.groups, done.by_prompt.groups) == (16, 4)
+    assert (done.by_input.groups, done.by_prompt.groups) == (26, 4)
     assert set(done.validation) == set(CANDIDATES)
     assert done.chosen == min(done.validation, key=lambda name: done.validation[name])
 
@@ -108,8 +108,8 @@ def test_it_knows_new_inputs_and_new_prompts_of_a_rule(trained: tuple[SuccessTra
 def test_the_best_of_n_beats_the_best_fixed_prompt_without_a_call(trained: tuple[SuccessTraining, Path]) -> None:
     done, _ = trained
     assert done.selection is not None
-    assert (done.selection.inputs, done.selection.prompts) == (16, 10)
-    assert done.selection.difference > 0.1
+    assert (done.selection.inputs, done.selection.prompts) == (26, 10)
+    assert done.selection.low > 0
     prompts = ["about sea 1", "about hills 2"]
     assert done.model.best_of(["sea 99", "hills 98"], prompts) == prompts
     scores = done.model.rank(["sea 99", "hills 98"], prompts)
