@@ -74,10 +74,10 @@ def test_success_reads_the_logs_of_runs(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["bradley-terry", "no.jsonl", "-o", "out"], "cannot read the pairs in no.jsonl"),
+        (["bradley-terry", "no.jsonl", "-o", "out"], "cannot read the pairs file no.jsonl"),
         (["features", "empty.jsonl", "-o", "out"], "empty.jsonl holds no pair"),
-        (["features", "columns.jsonl", "-o", "out"], "columns.jsonl, line 1 lacks 'rejected'"),
-        (["preference-head", "twice.jsonl", "--policy", "p"], "line 2: the id 'a' is that of line 1"),
+        (["features", "columns.jsonl", "-o", "out"], "columns.jsonl, line 1: there is no 'rejected'"),
+        (["preference-head", "twice.jsonl", "--policy", "p"], "line 2 has the id 'a' of line 1"),
         (["bradley-terry", "twice.jsonl", "-o", "out", "--lr", "0"], "--lr: Input should be greater than 0, got 0.0"),
         (["features", "one.jsonl", "-o", "out", "--feature", "nix"], "unknown feature 'nix'"),
         (["features", "one.jsonl", "-o", "out"], "held_out 0.2 of 1 contexts leaves none to learn from"),

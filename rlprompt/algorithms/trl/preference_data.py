@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from rlprompt.algorithms.trl.model import PolicyModel
 from rlprompt.algorithms.trl.pairs import Encoder
 from rlprompt.algorithms.trl.sft import can_write
 from rlprompt.errors import ConfigError, did_you_mean
+from rlprompt.preferences import PreferencePair, json_lines, read_pairs
 from rlprompt.types import Json, RunContext
 
 logger = logging.getLogger(__name__)
@@ -143,39 +143,28 @@ def read_lines(path: Path, source: str) -> list[Line]:
     Raises:
         ConfigError: it cannot be read, is empty, has an id twice, or a line without what it needs.
     """
-    try:
-        rows = path.read_text(encoding="utf-8").split("\n")  # not splitlines: U+2028 ends no line of JSONL
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"data.{source}: cannot read {path}: {error}") from error
+    if source == "pairs":
+        return [_line(pair) for pair in read_pairs(path)]
     found: list[Line] = []
     ids: dict[str, int] = {}
-    for number, text in enumerate(rows, start=1):
-        if not text.strip():
-            continue
+    for number, row in json_lines(path, f"the file of data.{source},"):
         where = f"{path}, line {number}"
-        try:
-            row = json.loads(text)
-        except ValueError as error:
-            raise ConfigError(f"{where} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise ConfigError(f"{where} is no JSON object")
         name = row.get("id")
         if name is not None and ids.setdefault(str(name), number) != number:
             raise ConfigError(f"{where} has the id '{name}' of line {ids[str(name)]}; give every line its own id")
-        found.append(_pair(row, where) if source == "pairs" else _ranking(row, where))
+        found.append(_ranking(row, where))
     if not found:
         raise ConfigError(f"{path} holds no {source}; give one JSON object a line")
     return found
 
 
-def _pair(row: Json, where: str) -> Line:
-    missing = [name for name in ("chosen", "rejected") if not isinstance(row.get(name), str)]
-    if missing:
-        raise ConfigError(f"{where} has no text '{missing[0]}'; a pair needs 'chosen' and 'rejected'")
-    margin = None if row.get("margin") is None else _number(row["margin"], f"{where}: 'margin'")
-    if margin is not None and margin <= 0:  # a rule decided, against the reward or without one
-        margin = None
-    return Line(_source(row, where), (row["chosen"], row["rejected"]), (1.0, 0.0), margin, _weight(row, where))
+def _line(pair: PreferencePair) -> Line:
+    source = {"input": pair.input} if pair.input is not None else {"context": pair.context}
+    # A margin of 0 or less: a rule decided, against the reward or without one.
+    margin = pair.margin if pair.margin > 0 else None
+    return Line(source, (pair.chosen, pair.rejected), (1.0, 0.0), margin, pair.weight)
 
 
 def _ranking(row: Json, where: str) -> Line:
