@@ -9,6 +9,7 @@ from planted_runs import INPUTS, finished, text_run
 
 from rlprompt.cli.main import main
 from rlprompt.preferences import read_pairs
+from rlprompt.rewards.learned.feature_model import FeatureModel
 from rlprompt.runs import load_run
 
 
@@ -198,3 +199,22 @@ def test_an_empty_result_is_exit_code_1_with_its_reason(
     split = ["--val-fraction", "0.5", "--val-output", tmp_path / "v.jsonl"]
     _fails(["pairs", task, *output, *split], 2, "needs pairs of at least two examples, got 1", capfd)
     assert [path.name for path in tmp_path.iterdir()] == ["scores.jsonl"]
+
+
+def test_the_file_trains_a_policy_and_a_reward(inputs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    report = _report(["pairs", inputs, "-o", pairs, "--builder", "dominance"], capfd)
+    stage = {
+        "name": "prefer",
+        "algorithm": {"name": "dpo", "iterations": 10, "lr": 0.05, "minibatch_size": 4, "pair_weights": "gap"},
+        "data": {"pairs": str(pairs)},
+    }
+    run = finished(tmp_path, INPUTS, stages=[stage])
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    margins = [event["metrics"].get("preference/margin") for event in events if event["event"] == "iteration"]
+    assert margins[0] == pytest.approx(0.0, abs=1e-6)  # the policy is its own reference at first
+    assert margins[9] > 0
+    model = tmp_path / "model"
+    trained = _report(["train-reward", "features", pairs, "-o", model], capfd)
+    assert 0 < trained["pairs"] <= report["pairs"]
+    assert FeatureModel.load(model).reads == "input"
