@@ -86,7 +86,7 @@ class CausalWriter:
     Texts are read as `CausalScorer` reads them: what several have in common is computed once. Then they are written
     side by side. A text's keys and values are padded on the left to a multiple of 128 tokens chosen from its own
     length, and batches of texts of that padded length hold a multiple of four rows: what is written does not depend on
-    the neighbours. (A step costs about as much for 4 rows as for 16: few padded lengths are worth more than little
+    the neighbours. (A step of few rows is bound by reading the weights: few padded lengths are worth more than little
     padding.)
 
     Args:
