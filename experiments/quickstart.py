@@ -1,7 +1,8 @@
 """The main job, once: train a prompt policy on real data and test it beside honest baselines.
 
 Command: make quickstart (or: python experiments/quickstart.py [section.key=value ...])
-Ends with a table of test accuracy and the same rows in the run folder's summary.json. Nine to twelve minutes on two cores.
+Ends with a table of test accuracy and the same rows in the run folder's summary.json.
+Nine to twelve minutes on two cores.
 """
 
 from __future__ import annotations
