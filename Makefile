@@ -1,5 +1,5 @@
 # Every target below sets up what it needs first: a fresh clone needs only make and Python 3.11 with venv.
-#   make quickstart   train, evaluate and compare in nine to twelve minutes
+#   make quickstart   train, evaluate and compare in under ten minutes
 #   make test         what CI runs
 #   make reference    the long recipe, three seeds
 #   make bench        speed against a straightforward implementation
