@@ -93,7 +93,7 @@ def planted_cell(variant: dict[str, Any], landscape: str, seed: int) -> dict[str
 
 
 def smollm2_cell(variant: dict[str, Any], seed: int) -> dict[str, Any]:
-    """Trains one cell of the quickstart recipe, with half as many target calls again; its value is the test accuracy of the chosen prompt."""
+    """Trains one cell of the quickstart recipe on more target calls; its value is the chosen prompt's test accuracy."""
     config = load_config(HERE / "rlprompt" / "quickstart.yaml")
     update: dict[str, Any] = {"name": variant["algorithm"]}
     if variant["algorithm"] == "sql":

@@ -5,8 +5,8 @@ Makes runs/style-transfer/ first: the negative sentences of the task's own split
 negative that share no row, one for the reward and one for the report. One run a seed; what is in
 experiments/results/style-transfer/ is skipped. Rewrites its part of experiments/README.md.
 
-Every method gets one greedy answer of the target for each test sentence. "Copy" is the sentence itself. "Best of" spends
-at test what the training spent: so many drawn answers to the manual prompt, of which the training reward takes one.
+Every method gets one greedy answer of the target for each test sentence. "Copy" is the sentence itself. "Best of" at
+test spends what the training spent: so many drawn answers to the manual prompt, of which the training reward takes one.
 """
 
 from __future__ import annotations
@@ -173,8 +173,8 @@ def table(folder: Path, seeds: Sequence[int], accuracies: Json) -> str:
     cells = [read_json(folder / f"seed-{seed}.json") for seed in seeds]
     count, best = len(cells[0]["rows"]["copy"]["texts"]), cells[0]["best_of"]
     lines = [
-        f"Seeds {', '.join(map(str, seeds))}; {count} negative test sentences, one greedy answer each but for the best of {best}; "
-        f"{cells[0]['machine']}; {sum(cell['seconds'] for cell in cells) / 60:.0f} minutes in all, "
+        f"Seeds {', '.join(map(str, seeds))}; {count} negative test sentences, one greedy answer each but for the best "
+        f"of {best}; {cells[0]['machine']}; {sum(cell['seconds'] for cell in cells) / 60:.0f} minutes in all, "
         f"{max(cell['target_calls'] for cell in cells):,} target calls of training. Content: cosine of sentence "
         "embeddings with the source. Style: share that the reporting classifier calls positive (its accuracy on "
         f"held-out reviews {accuracies['report']:.3f}, that of the rewarding one {accuracies['train']:.3f}). Fluency: "
