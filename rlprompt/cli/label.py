@@ -147,7 +147,7 @@ def _serve(
         "votes_file": str(file),
         "command": shlex.join([*command, "--export", "pairs.jsonl"]),
     }
-    with VoteFile(file, labelled.header(annotator)) as opened, listening(host, port) as listener:
+    with listening(host, port) as listener, VoteFile(file, labelled.header(annotator)) as opened:
         session = LabelSession(queue.comparisons, opened, seed=seed, facts=facts)
         prompts = labelled.prompts()
 

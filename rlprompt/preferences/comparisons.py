@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, TypeAlias
@@ -153,9 +153,7 @@ def _without_repeats(rng: np.random.Generator, total: int) -> Iterator[int]:
 
 
 def _allowed(sides: Sequence[Shown], allowed: Set[PairKey]) -> Iterator[tuple[Shown, Shown]]:
-    by_text: Mapping[tuple[str, str], Shown] = {
-        (side.candidate.example_id, side.candidate.text): side for side in sides
-    }
+    by_text = {(side.candidate.example_id, side.candidate.text): side for side in sides}
     for example_id, texts in sorted(allowed, key=lambda key: (key[0], sorted(key[1]))):
         first, second = (by_text.get((example_id, text)) for text in sorted(texts))
         if first is not None and second is not None:
