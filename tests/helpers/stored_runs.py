@@ -30,7 +30,7 @@ def stored_run(
         root.mkdir(parents=True, exist_ok=True)
         template = {"template": "{input}\n{prompt}"} if per_input else {}
         base |= {
-            "task": {"name": str(text_card(root)), "shots": 4, "dev_shots": 2, **template},
+            "task": {"name": str(text_card(root)), **template},
             "reward": [{"name": "exact-match"}],
         }
     folder = RunFolder(root)

@@ -1,5 +1,6 @@
 """The page in a real Chromium: keystrokes are votes, nothing is lost, and texts stay texts."""
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from stored_runs import stored_run
 from rlprompt.cli.main import main
 from rlprompt.preferences import read_pairs, read_votes
 
-HOSTILE = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>\u202e</div> &amp; \ud800"
+HOSTILE = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>\u202e</div> &amp;"
 LONG = "\n".join(f"line {number} " + "word " * 30 for number in range(300))
 
 
@@ -148,7 +149,13 @@ def test_what_a_model_wrote_is_shown_as_text_and_long_texts_scroll(
     assert height > 3 * seen > 0
     assert width <= room
     assert driver.execute_script("return document.documentElement.scrollHeight <= window.innerHeight")
-    assert driver.find_element(By.CSS_SELECTOR, "[data-choice=left]").is_displayed()
+    order = ["#input", "#left", "[data-choice=left]", "#right", "[data-choice=right]", "#others", "footer"]
+    places = "return arguments[0].map((name) => {const r = document.querySelector(name).getBoundingClientRect();"
+    driver.set_window_size(500, 700)
+    boxes = driver.execute_script(places + "return [r.top, r.bottom]})", order)
+    driver.set_window_size(1200, 800)
+    for (_, bottom), (top, _) in itertools.pairwise(boxes):  # nothing covers anything in a small window
+        assert bottom <= top
 
 
 def test_a_bouncing_key_a_held_key_and_an_old_page_do_not_vote(
