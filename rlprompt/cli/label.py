@@ -69,20 +69,7 @@ def label(
 
     rlprompt label runs/demo/ID --export pairs.jsonl
     """
-    if what not in (None, "outputs", "prompts"):
-        raise ConfigError(f"--what must be outputs or prompts, got '{what}'")
-    if simulate is not None and export is not None:
-        raise ConfigError("--simulate and --export are two steps; give one of them")
-    if simulate is None and noise is not None:
-        raise ConfigError("--noise is for --simulate NAME")
-    if simulate is not None and annotator is not None:
-        raise ConfigError("--simulate NAME names the annotator; leave out --annotator")
-    if simulate is None and export is None:
-        for option, given in (("--json", as_json), ("--by", by is not None)):
-            if given:
-                raise ConfigError(f"{option} is for --simulate and --export; the page has no use for it")
-    if export is None and len(votes or []) > 1:
-        raise ConfigError("votes go to one file; give --votes once")
+    _check_options(what, simulate, export, annotator, votes or [], noise is not None, by is not None, as_json)
     if export is not None:
         return _export(run, phase, votes or [], what, by, export, as_json)
     with quiet_stdout():
@@ -93,6 +80,33 @@ def label(
     if simulate is not None:
         return _simulate(labelled, queue, simulate, noise, by, drawn, path, as_json)
     return _serve(labelled, queue, annotator or _login(), drawn, path, host, port, not no_open)
+
+
+def _check_options(
+    what: str | None,
+    simulate: str | None,
+    export: Path | None,
+    annotator: str | None,
+    votes: list[Path],
+    noise_given: bool,
+    by_given: bool,
+    as_json: bool,
+) -> None:
+    """Refuses options that do not go together: serving, simulating and exporting are three things."""
+    if what not in (None, "outputs", "prompts"):
+        raise ConfigError(f"--what must be outputs or prompts, got '{what}'")
+    if simulate is not None and export is not None:
+        raise ConfigError("--simulate and --export are two steps; give one of them")
+    if simulate is None and noise_given:
+        raise ConfigError("--noise is for --simulate NAME")
+    if simulate is not None and annotator is not None:
+        raise ConfigError("--simulate NAME names the annotator; leave out --annotator")
+    if simulate is None and export is None:
+        for option, given in (("--json", as_json), ("--by", by_given)):
+            if given:
+                raise ConfigError(f"{option} is for --simulate and --export; the page has no use for it")
+    if export is None and len(votes) > 1:
+        raise ConfigError("votes go to one file; give --votes once")
 
 
 def _labelled(run: Path, phase: str) -> LabelledRun:
