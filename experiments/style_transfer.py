@@ -3,7 +3,8 @@
 Command: python experiments/style_transfer.py [--seeds 0] [section.key=value ...]
 Makes runs/style-transfer/ first: the negative sentences of the task's own splits, and two classifiers of positive and
 negative that share no row, one for the reward and one for the report. One run a seed; what is in
-experiments/results/style-transfer/ is skipped. Rewrites its part of experiments/README.md.
+experiments/results/style-transfer/ (runs, baselines, trained policies' rows) is skipped. Rewrites its part of
+experiments/README.md.
 
 Every method gets one greedy answer of the target for each test sentence. "Copy" is the sentence itself. "Best of" at
 test spends what the training spent: so many drawn answers to the manual prompt, of which the training reward takes one.
@@ -15,7 +16,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from experiments.report import (
 )
 from rlprompt.config import RewardConfig, RunConfig
 from rlprompt.evaluation import evaluate_written
-from rlprompt.policies import build_policy, load_policy
+from rlprompt.policies import PromptPolicy, build_policy, load_policy
 from rlprompt.rewards.classifier import train_attribute_classifier
 from rlprompt.rewards.component import load_component
 from rlprompt.runs import train
@@ -103,12 +104,19 @@ def best_of(config: RunConfig, count: int) -> list[TargetOutput]:
     return [answers[place] for answers, place in zip(scores.outputs, chosen, strict=True)]
 
 
-def measure(config: RunConfig, written: dict[str, Sequence[str]], drawn: list[TargetOutput]) -> dict[str, Json]:
-    """Returns content, style and fluency of every test row and method; a failed row is None."""
+def measure(
+    config: RunConfig, written: dict[str, Sequence[str]], outputs: dict[str, list[TargetOutput]]
+) -> dict[str, Json]:
+    """Returns content, style and fluency of every test row and method; a failed row is None.
+
+    Args:
+        config: the recipe.
+        written: method -> its prompt for each test row; the target answers greedily.
+        outputs: method -> the answers, of methods that have them already.
+    """
     task, target = task_from_config(config.task), target_from_config(config.target)
     found = evaluate_written(task, target, {name: list(texts) for name, texts in written.items()}, keep_outputs=True)
-    outputs = {"copy": [TargetOutput(text=row.input) for row in task.test], "best-of": drawn}
-    outputs |= {name: list(evaluation.outputs) for name, evaluation in found.items()}
+    outputs = outputs | {name: list(evaluation.outputs) for name, evaluation in found.items()}
     judges = {
         "content": RewardConfig(name="similarity", kwargs={"to": "input", "floor": 0.0}),
         "style": RewardConfig(
@@ -142,41 +150,70 @@ def measure(config: RunConfig, written: dict[str, Sequence[str]], drawn: list[Ta
     return rows
 
 
-def run_seed(config: RunConfig) -> Json | None:
-    """Trains one seed and tests all methods; None after a Ctrl-C."""
-    started = time.perf_counter()
+def trained(config: RunConfig, path: Path) -> Json | None:
+    """Returns the cell of the seed's run, which is trained where it is missing; None after a Ctrl-C."""
+    if path.is_file() and Path(read_json(path)["run"]).is_dir():
+        cell: Json = read_json(path)
+        return cell
     result = train(config)
     if result.exit_code in (130, 143):
         return None
-    trained = time.perf_counter() - started
-    untrained = build_policy(config.policy, prompt_length=config.env.prompt_length, seed=config.seed)
-    task = task_from_config(config.task)
-    written: dict[str, Sequence[str]] = {"manual": [config.env.draft] * len(task.test)}
-    for name, policy in (("untrained", untrained), ("trained", load_policy(result.folder))):
-        scorer = build_scorer(config)
-        written[name] = greedy_prompts(policy.eval(), config, scorer, scorer.task.test)[0]
-    count = math.ceil(result.target_calls / len(task.test))
-    return {
-        "seed": config.seed,
-        "best_of": count,
-        "rows": measure(config, written, best_of(config, count)),
-        "prompts": {name: list(texts) for name, texts in written.items()},
-        "target_calls": result.target_calls,
-        "training_seconds": round(trained, 1),
-        "seconds": round(time.perf_counter() - started, 1),
-        "machine": machine(),
+    cell = {"run": str(result.folder), "target_calls": result.target_calls, "seconds": round(result.seconds, 1)}
+    write_json(path, cell)
+    return cell
+
+
+def run_seed(config: RunConfig, folder: Path) -> bool:
+    """Makes what is missing of a seed: the run, the baselines, the trained policy's rows. False after a Ctrl-C."""
+    run = trained(config, folder / f"run-{config.seed}.json")
+    if run is None:
+        return False
+    count = math.ceil(run["target_calls"] / len(task_from_config(config.task).test))
+    parts: dict[str, Callable[[], PromptPolicy]] = {
+        "baselines": lambda: build_policy(config.policy, prompt_length=config.env.prompt_length, seed=config.seed),
+        "seed": lambda: load_policy(run["run"]),
     }
+    for part, make_policy in parts.items():
+        path = folder / f"{part}-{config.seed}.json"
+        if path.is_file() and read_json(path)["best_of"] == count:
+            continue
+        started = time.perf_counter()
+        scorer = build_scorer(config)
+        rows = scorer.task.test
+        texts = list(greedy_prompts(make_policy().eval(), config, scorer, rows)[0])
+        written: dict[str, Sequence[str]] = {"trained": texts}
+        known: dict[str, list[TargetOutput]] = {}
+        if part == "baselines":
+            written = {"manual": [config.env.draft] * len(rows), "untrained": texts}
+            known = {"copy": [TargetOutput(text=row.input) for row in rows], "best-of": best_of(config, count)}
+        cell = {
+            "seed": config.seed,
+            "best_of": count,
+            "rows": measure(config, written, known),
+            "prompts": {name: list(own) for name, own in written.items()},
+            "target_calls": run["target_calls"],
+            "seconds": round(time.perf_counter() - started, 1),
+            "machine": machine(),
+        }
+        write_json(path, cell)
+    return True
 
 
 def table(folder: Path, seeds: Sequence[int], accuracies: Json) -> str:
     """Returns the table over the measured seeds."""
-    cells = [read_json(folder / f"seed-{seed}.json") for seed in seeds]
+    cells, seconds, longest = [], 0.0, 0.0
+    for seed in seeds:
+        parts = {part: read_json(folder / f"{part}-{seed}.json") for part in ("run", "baselines", "seed")}
+        cells.append({**parts["seed"], "rows": parts["baselines"]["rows"] | parts["seed"]["rows"]})
+        seconds += sum(part["seconds"] for part in parts.values())
+        longest = max(longest, parts["run"]["seconds"])
     count, best = len(cells[0]["rows"]["copy"]["texts"]), cells[0]["best_of"]
     lines = [
         f"Seeds {', '.join(map(str, seeds))}; {count} negative test sentences, one greedy answer each but for the best "
-        f"of {best}; {cells[0]['machine']}; {sum(cell['seconds'] for cell in cells) / 60:.0f} minutes in all, "
-        f"{max(cell['target_calls'] for cell in cells):,} target calls of training. Content: cosine of sentence "
-        "embeddings with the source. Style: share that the reporting classifier calls positive (its accuracy on "
+        f"of {best}; {cells[0]['machine']}; {seconds / 60:.0f} minutes in all, "
+        f"{longest / 60:.0f} for the longest training, {max(cell['target_calls'] for cell in cells):,} target calls of "
+        "training. Content: cosine of sentence embeddings with the source. Style: share that the reporting classifier "
+        "calls positive (its accuracy on "
         f"held-out reviews {accuracies['report']:.3f}, that of the rewarding one {accuracies['train']:.3f}). Fluency: "
         "nats per token under SmolLM2-135M. Joint: content where the style is right, else 0; difference to the manual "
         "prompt with a paired 95 % bootstrap interval over the sentences.",
@@ -216,14 +253,8 @@ def main() -> int:
         config = read_config(options)
         accuracies = prepare(console)
         for seed in options.seeds:
-            path = options.results / f"seed-{seed}.json"
-            if path.is_file():
-                continue
-            cell = run_seed(config.model_copy(update={"seed": seed}))
-            if cell is None:
+            if not run_seed(config.model_copy(update={"seed": seed}), options.results):
                 return None
-            write_json(path, cell)
-            console.print(f"seed {seed}: {cell['seconds']:.0f} s")
         return "style-transfer", table(options.results, options.seeds, accuracies)
 
     return publish(make, options.readme)

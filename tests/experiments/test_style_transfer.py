@@ -22,10 +22,13 @@ def test_the_table_of_style_transfer_has_hand_computed_numbers(tmp_path: Path) -
         name: dict(zip(style_transfer.MEASURES, values, strict=True)) | {"texts": ["", ""]}
         for name, values in rows.items()
     }
-    cell = {"rows": named, "best_of": 7, "machine": "a machine", "seconds": 120, "target_calls": 1300}
-    write_json(tmp_path / "seed-0.json", cell)
+    cell = {"best_of": 7, "machine": "a machine", "seconds": 60, "target_calls": 1300}
+    write_json(tmp_path / "run-0.json", {"seconds": 180, "target_calls": 1300})
+    write_json(tmp_path / "seed-0.json", {**cell, "rows": {"trained": named.pop("trained")}})
+    write_json(tmp_path / "baselines-0.json", {**cell, "rows": named})
     lines = style_transfer.table(tmp_path, [0], {"train": 0.7, "report": 0.75}).splitlines()
-    assert "2 negative test sentences, one greedy answer each but for the best of 7; a machine; 2 minutes" in lines[0]
+    assert "2 negative test sentences, one greedy answer each but for the best of 7; a machine; 5 minutes" in lines[0]
+    assert "in all, 3 for the longest training" in lines[0]
     assert "1,300 target calls" in lines[0]
     assert lines[4].startswith("| copy of the sentence | 1.000 | 0.000 | 3.500 | 0.000 | -0.400 (")
     assert lines[5] == "| manual prompt (the draft) | 0.700 | 0.500 | 3.000 | 0.400 |  |"
