@@ -26,7 +26,7 @@ from trl import RewardTrainer
 from rlprompt import models
 from rlprompt.algorithms.trl.common import Adam, arguments, drive, isolated
 from rlprompt.algorithms.trl.model import TokenizerView, pad_id
-from rlprompt.algorithms.trl.sft import Order
+from rlprompt.algorithms.trl.order import Order, OrderedTrainer
 from rlprompt.config import AlgorithmConfig, RunConfig, Section
 from rlprompt.errors import CheckpointError, ConfigError
 from rlprompt.policies.lora import LoRASettings, with_lora
@@ -178,19 +178,14 @@ class NetworkModel(PreTrainedModel):  # type: ignore[no-untyped-call]  # untyped
         return 0
 
 
-class PairTrainer(RewardTrainer):  # type: ignore[misc]  # untyped there
+class PairTrainer(OrderedTrainer, RewardTrainer):  # type: ignore[misc]  # untyped there
     """TRL's trainer over pairs whose order we give, with weights."""
 
-    order: Order
     losses: list[float]
 
-    def _send_telemetry(self) -> None:
-        pass
-
-    def _get_train_sampler(self, *_: Any) -> Order:
-        return self.order
-
-    def compute_loss(self, model: Any, inputs: Json, return_outputs: bool = False, **_: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """Computes the weighted loss; TRL's own loss knows no weights, and is not used."""
         weight = inputs.pop("weight")
         _, outputs = super().compute_loss(model, inputs, return_outputs=True)
