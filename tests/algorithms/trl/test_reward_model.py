@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from preference_pairs import count_of, planted_texts, ruled_pairs
+from tiny_transformers import CHAT, save_tokenizer
 
 from rlprompt.algorithms.trl.reward_model import (
     CHECKPOINT,
@@ -22,7 +23,7 @@ from rlprompt.config import RewardConfig
 from rlprompt.errors import CheckpointError, ConfigError
 from rlprompt.preference_pairs import PreferencePair
 from rlprompt.rewards import load_component
-from rlprompt.rewards.learned.language_model import DESCRIPTION, WEIGHTS, LanguageModelReward, RewardModel
+from rlprompt.rewards.learned.language_model import DESCRIPTION, WEIGHTS, LanguageModelReward, Reading, RewardModel
 from rlprompt.types import TargetOutput
 
 PAIRS = ruled_pairs(planted_texts, count_of("w03"), 100)
@@ -145,6 +146,13 @@ def test_weights_margins_and_a_whole_lm_change_what_is_learnt(tmp_path: Path) ->
 
     fresh = load_frozen("planted-10", dtype="float32", device="cpu").transformer.wte.weight  # type: ignore[union-attr]
     assert not torch.equal(fresh, whole.network.trained()["transformer.wte.weight"])  # the shared copy stays as it was
+
+
+def test_an_input_is_the_users_message_and_a_context_stands_as_it_is(tmp_path: Path) -> None:
+    tokenizer = save_tokenizer(tmp_path, template=CHAT)
+    rows = {reads: Reading(reads, True, 64).ids(tokenizer, "Say it", "good") for reads in ("input", "context")}
+    assert tokenizer.decode(rows["input"]) == "<user>Say it</s><assistant>good</s>"
+    assert tokenizer.decode(rows["context"]) == "Say it good</s>"
 
 
 def test_rows_end_with_the_text_and_lose_their_beginning_where_they_are_too_long() -> None:
