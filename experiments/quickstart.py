@@ -2,7 +2,7 @@
 
 Command: make quickstart (or: python experiments/quickstart.py [section.key=value ...])
 Ends with a table of test accuracy and the same rows in the run folder's summary.json.
-Nine to twelve minutes on two cores.
+Under ten minutes on two cores.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def write_json_lines(path: str | Path, rows: Iterable[Json]) -> None:
     Raises:
         RunError: the file cannot be written.
     """
-    data = "".join(_line(row) + "\n" for row in rows).encode()
+    data = json_text(rows).encode()
     final = Path(path)
     temporary = final.with_name(f".tmp-{os.getpid()}-{final.name}")
     try:
@@ -56,6 +56,11 @@ def write_json_lines(path: str | Path, rows: Iterable[Json]) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise RunError(f"cannot write {final}: {error.strerror or error}; free or unlock it") from error
+
+
+def json_text(rows: Iterable[Json]) -> str:
+    """Returns what a JSONL file of the rows holds; NaN and infinity are refused."""
+    return "".join(_line(row) + "\n" for row in rows)
 
 
 def _line(row: Json) -> str:

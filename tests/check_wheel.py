@@ -40,7 +40,7 @@ def _files(folder: Path, name: Path) -> set[str]:
         str(name / path.relative_to(folder))
         for path in folder.rglob("*")
         if path.is_file()
-        and path.suffix in {".py", ".yaml", ".typed"}
+        and path.suffix in {".py", ".yaml", ".typed", ".html", ".css", ".js"}
         and not any(parent.is_symlink() for parent in path.parents if parent.is_relative_to(folder))
     }
 

@@ -43,6 +43,7 @@ FLOOR = {
     "search": 6,
     "evaluation": 6,
     "runs": 7,
+    "labelling": 8,
     "serving": 8,
     "cli": 9,
     "__main__": 10,

@@ -20,6 +20,7 @@ from rlprompt.cli import (
     evaluate,
     init,
     judge_report,
+    label,
     listing,
     pairs,
     rescore,
@@ -46,6 +47,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("rewrite")(rewrite.rewrite)
 app.command("pairs")(pairs.pairs)
 app.command("rescore")(rescore.rescore)
+app.command("label")(label.label)
 app.command("check")(check.check)
 app.command("judge-report")(judge_report.judge_report)
 app.command("list")(listing.list_kind)

@@ -56,7 +56,7 @@ def pairs(
     files = [path.resolve() for path in (output, val_output, sft_output) if path is not None]
     if len(set(files)) < len(files):
         raise ConfigError("--output, --val-output and --sft-output must be different files")
-    arguments = _arguments(arg or [])
+    arguments = parse_arguments(arg or [])
     with quiet_stdout():
         built = _build(run, against, phase, scores, max_failed_fraction, builder, arguments)
         kept, held_out = _split(built, val_fraction, _seed(run))
@@ -69,7 +69,8 @@ def pairs(
     return 0
 
 
-def _arguments(given: list[str]) -> dict[str, Any]:
+def parse_arguments(given: list[str]) -> dict[str, Any]:
+    """Returns the arguments of a builder that are given as KEY=VALUE; raises ConfigError for anything else."""
     from rlprompt.config import apply_overrides
 
     for entry in given:

@@ -147,7 +147,7 @@ def build_pairs(
         BUILDERS[name](Group(()), **arguments)  # wrong arguments are told of without candidates too
     pairs: dict[str, PreferencePair] = {}
     drafted = [
-        _pair(name, group, draft) for group, verdict in zip(groups, verdicts, strict=True) for draft in verdict.drafts
+        pair_of(name, group, draft) for group, verdict in zip(groups, verdicts, strict=True) for draft in verdict.drafts
     ]
     for pair in drafted:
         pairs.setdefault(pair.id, pair)
@@ -180,7 +180,8 @@ def _check_scores(name: str, arguments: Mapping[str, Any], candidates: Sequence[
             raise UnknownNameError("score", str(score), known, "" if known else "; the candidates have none")
 
 
-def _pair(name: str, group: Group, draft: Draft) -> PreferencePair:
+def pair_of(name: str, group: Group, draft: Draft) -> PreferencePair:
+    """Returns the pair of a draft, with an id that follows from its content and the weight 1."""
     chosen, rejected = draft.chosen, draft.rejected
     example = group.first
     read = example.input if draft.context is None else draft.context

@@ -97,7 +97,7 @@ class _Describer:
             self._task = task_from_config(config.task)
             self._examples = {example.id: example for example in (*self._task.train, *self._task.dev)}
         self._read = readings(config, self._task)
-        self._answers = _texts(run) if config.env.per_input else {}
+        self._answers = stored_texts(run) if config.env.per_input else {}
 
     def __call__(self, row: _Row, max_failed_fraction: float) -> Candidate:
         record = row.record
@@ -150,8 +150,8 @@ class _Describer:
         return found
 
 
-def _texts(run: SavedRun) -> dict[tuple[str, str], str]:
-    """The target's first text for each (prompt, example)."""
+def stored_texts(run: SavedRun) -> dict[tuple[str, str], str]:
+    """Returns the first text that the target wrote for each (prompt, example id) of a run; failures have none."""
     recorded = [(answer.prompt, answer.example_id, answer.sample, answer.output) for answer in run.answers()]
     found: dict[tuple[str, str], tuple[int, str]] = {}
     for prompt, example_id, sample, output in [*recorded, *unrecorded_answers(run.folder)]:
