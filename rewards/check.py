@@ -17,6 +17,7 @@ import numpy as np
 from rlprompt.errors import RewardError
 from rlprompt.rewards.component import Component, Pairs, Scored
 from rlprompt.rewards.runner import Runner
+from rlprompt.rewards.spending import JudgeCalls
 from rlprompt.types import Example, FloatArray, TargetOutput
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class RewardCheck:
 
 
 def check_rewards(
-    rewards: RewardSet, task: Task, *, num_examples: int = 4, prompt: str = "It was"
+    rewards: RewardSet, task: Task, *, num_examples: int = 4, prompt: str = "It was", spending: bool = True
 ) -> list[RewardCheck]:
     """Runs each reward on made-up outputs and looks at what it returns.
 
@@ -65,9 +66,10 @@ def check_rewards(
         task: its training examples are used, the first ones of each class in turn.
         num_examples: how many.
         prompt: the prompt that the policy is supposed to have written.
+        spending: whether rewards that make calls of their own are tried as well.
 
     Returns:
-        One entry per component.
+        One entry per component that was tried.
 
     Raises:
         RewardError: a reward raises, takes too long, returns something of the wrong length, type or a number that
@@ -80,7 +82,8 @@ def check_rewards(
     pairs, labels = _make_pairs(task, examples, rewards, prompt)
     runner = Runner()
     try:
-        return [_check(component, runner, pairs, labels, examples, task) for component in rewards.components]
+        tried = [component for component in rewards.components if spending or component.judge_calls == JudgeCalls()]
+        return [_check(component, runner, pairs, labels, examples, task) for component in tried]
     finally:
         runner.close()
 

@@ -167,15 +167,8 @@ def train_attribute_classifier(
     """
     from sklearn.linear_model import LogisticRegression
 
-    if task.choices is None:
-        raise ConfigError(f"task '{task.name}' has no labels to learn; use a task with choices")
-    names = _label_names(labels, task.choices)
-    if held_out not in ("dev", "test"):
-        raise ConfigError(f"held_out must be dev or test, got {held_out!r}")
-    if not 0 <= part[0] < part[1]:
-        raise ConfigError(f"part must be (k, n) with 0 <= k < n, got {part}")
-    if not regularisation > 0:
-        raise ConfigError(f"regularisation must be above 0, got {regularisation}")
+    names = _label_names(labels, task)
+    _check_training(part, held_out, regularisation)
     # Files are often sorted by class; the order is fixed.
     rows = [task.train[index] for index in permutation(len(task.train), "attribute")][part[0] :: part[1]][:limit]
     answers = _label_numbers(rows)
@@ -202,14 +195,25 @@ def train_attribute_classifier(
     return AttributeTraining(classifier, accuracy, float(counts.max() / len(rest)), len(rows), len(rest))
 
 
+def _check_training(part: tuple[int, int], held_out: str, regularisation: float) -> None:
+    if held_out not in ("dev", "test"):
+        raise ConfigError(f"held_out must be dev or test, got {held_out!r}")
+    if not 0 <= part[0] < part[1]:
+        raise ConfigError(f"part must be (k, n) with 0 <= k < n, got {part}")
+    if not regularisation > 0:
+        raise ConfigError(f"regularisation must be above 0, got {regularisation}")
+
+
 def _label_numbers(rows: Sequence[Example]) -> IntArray:
     return np.array([int(row.reference or 0) for row in rows], dtype=np.int64)
 
 
-def _label_names(labels: Sequence[str] | None, choices: Sequence[str]) -> tuple[str, ...]:
-    names = tuple(labels) if labels is not None else tuple(choice.strip() for choice in choices)
-    if len(names) != len(choices):
-        raise ConfigError(f"labels: {len(names)} names for {len(choices)} choices; give one for each")
+def _label_names(labels: Sequence[str] | None, task: Task) -> tuple[str, ...]:
+    if task.choices is None:
+        raise ConfigError(f"task '{task.name}' has no labels to learn; use a task with choices")
+    names = tuple(labels) if labels is not None else tuple(choice.strip() for choice in task.choices)
+    if len(names) != len(task.choices):
+        raise ConfigError(f"labels: {len(names)} names for {len(task.choices)} choices; give one for each")
     return names
 
 

@@ -29,6 +29,8 @@ FLOOR = {
     "contexts": 0,
     "served": 0,
     "pairs": 0,
+    "preference_pairs": 0,
+    "json_lines": 0,
     "calibration": 0,
     "tasks": 1,
     "targets": 2,  # the planted target knows the planted task

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from rlprompt.errors import ConfigError
-from rlprompt.rewards.learned.pairs import PreferencePair
+from rlprompt.preference_pairs import PreferencePair
 from rlprompt.types import FloatArray, Json
 
 
@@ -89,7 +89,7 @@ def pair_accuracy(chosen: FloatArray, rejected: FloatArray) -> PairAccuracy:
 
 def score_pairs(model: TextScorer, pairs: Sequence[PreferencePair]) -> tuple[FloatArray, FloatArray]:
     """Returns the rewards of the chosen and of the rejected texts, (N,) each."""
-    contexts = [pair.context for pair in pairs]
+    contexts = [pair.reading for pair in pairs]
     both = model.score(contexts * 2, [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs])
     return both[: len(pairs)], both[len(pairs) :]
 

@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rlprompt.errors import CheckpointError, ConfigError
+from rlprompt.preference_pairs import PreferencePair
 from rlprompt.rewards.learned.bradley_terry import PairAccuracy, fit_bradley_terry, model_accuracy
 from rlprompt.rewards.learned.features import DEFAULT_FEATURES, Feature, compute_features, load_features
 from rlprompt.rewards.learned.files import field, read_folder, save_folder
-from rlprompt.rewards.learned.pairs import PreferencePair, split_pairs, what_is_read
+from rlprompt.rewards.learned.pairs import hold_out, what_is_read
 from rlprompt.rewards.learned.reading import LearnedReward
 from rlprompt.types import FloatArray, Json
 
@@ -131,7 +132,7 @@ def train_feature_model(
     """Fits the weights of named features to preference pairs; see `fit_bradley_terry`.
 
     Args:
-        pairs: see `rlprompt.rewards.learned.pairs`; their weights count, their margins do not.
+        pairs: that all read an input, or all a context; their weights count, their margins do not.
         folder: where the model is saved; None keeps it in memory.
         features: names; see `load_features`.
         held_out: share of the contexts whose pairs are kept for the accuracy.
@@ -145,8 +146,8 @@ def train_feature_model(
     """
     reads = what_is_read(pairs)
     computed = load_features(features, allow_modules=allow_modules, search_path=search_path)
-    learnt, rest = split_pairs(pairs, held_out, seed)
-    contexts = [pair.context for pair in learnt]
+    learnt, rest = hold_out(pairs, held_out, seed)
+    contexts = [pair.reading for pair in learnt]
     chosen = compute_features(features, computed, contexts, [pair.chosen for pair in learnt])
     rejected = compute_features(features, computed, contexts, [pair.rejected for pair in learnt])
     both = np.concatenate([chosen, rejected])

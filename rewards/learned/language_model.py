@@ -88,14 +88,14 @@ class Reading:
     reads: str
     """What the context is: "input" or "context"."""
     chat: bool
-    """Whether an input is the user's message in the chat template of the LM, where it has one."""
+    """Whether an input is the user's message in the chat template of the LM, where it has one; a context never is."""
     max_tokens: int
     """A longer row loses its beginning: the text that is judged stands at the end."""
 
     def ids(self, tokenizer: Any, context: str, text: str) -> list[int]:
         """Returns the tokens of one row; the last one is EOS, where the tokenizer has one."""
-        chat = self.chat and bool(getattr(tokenizer, "chat_template", None))
         # A context stands as the policy read it; an input without a turn of its own ends with its line.
+        chat = self.chat and self.reads == "input" and bool(getattr(tokenizer, "chat_template", None))
         before = context if self.reads == "context" or chat else f"{context}\n"
         # A word that goes on after text begins with a space; one that begins a turn, a line or a text does not.
         gap = " " if before and not before[-1].isspace() and not chat else ""

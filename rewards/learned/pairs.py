@@ -1,31 +1,16 @@
-"""Preference pairs as learnt rewards see them, and a held-out part of them."""
+"""What learnt rewards ask of preference pairs: one kind of reading, and a held-out part."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from rlprompt.errors import ConfigError
+from rlprompt.preference_pairs import PreferencePair
 from rlprompt.seeding import generator
 
 
-@dataclass(frozen=True, slots=True)
-class PreferencePair:
-    """Two texts for one context, of which the first was preferred."""
-
-    id: str
-    context: str
-    chosen: str
-    rejected: str
-    reads: str = "input"
-    """What `context` is: an example's "input", or the "context" that the policy read."""
-    margin: float | None = None
-    """How much better the chosen text was, in units of whoever judged; None where it is not known."""
-    weight: float = 1.0
-
-
 def what_is_read(pairs: Sequence[PreferencePair]) -> str:
-    """Returns what the contexts of all pairs are, "input" or "context".
+    """Returns what the policy read in all pairs, "input" or "context".
 
     Raises:
         ConfigError: no pairs, or some of each.
@@ -38,7 +23,7 @@ def what_is_read(pairs: Sequence[PreferencePair]) -> str:
     return kinds[0]
 
 
-def split_pairs(
+def hold_out(
     pairs: Sequence[PreferencePair], held_out: float, seed: int
 ) -> tuple[list[PreferencePair], list[PreferencePair]]:
     """Returns (pairs to learn from, held-out pairs), in their order; no context is on both sides.
@@ -57,8 +42,8 @@ def split_pairs(
         raise ConfigError(f"held_out must be in [0, 1), got {held_out}")
     if held_out == 0:
         return list(pairs), []
-    by_context = len({pair.context for pair in pairs}) > 1
-    names = [pair.context if by_context else pair.id for pair in pairs]
+    by_context = len({pair.reading for pair in pairs}) > 1
+    names = [pair.reading if by_context else pair.id for pair in pairs]
     different = sorted(set(names))
     count = max(1, round(held_out * len(different)))
     if count >= len(different):

@@ -93,34 +93,19 @@ def train_success_model(
     """
     _check(outcomes, held_out, limit, classifiers)
     embed = Encoder(encoder, device=device) if isinstance(encoder, str) else encoder
-    triples, inputs, prompts = _embedded(outcomes, embed)
-
-    def learnt(rows: BoolArray) -> BoolArray:
-        """Which of the triples in `rows` are learnt from."""
-        return _limited(rows, limit, seed)
-
-    def predicted(rows: BoolArray) -> FloatArray:
-        """Probabilities of the triples in `rows`, of a model fitted on others."""
-        return probabilities(triples.part(rows), chosen, fit_classifier(chosen, triples.part(learnt(~rows)), seed))
-
-    outside = _draw(len(set(inputs.tolist())), held_out, seed, "held-out-inputs")[inputs]
-    within = learnt(~outside)
-    validation = _cross_validate(triples.part(within), inputs[within], classifiers, seed)
+    logs = _Logs(*_embedded(outcomes, embed), limit, seed)
+    outside = logs.held_out(logs.inputs, held_out, "held-out-inputs")
+    within = logs.learnt(~outside)
+    validation = _cross_validate(logs.triples.part(within), logs.inputs[within], classifiers, seed)
     chosen = min(classifiers, key=lambda name: validation[name])
-    scores = predicted(outside)
-    by_input = measure_ranking(triples.right[outside], scores, inputs[outside], inputs[outside], seed, resamples)
-    selection = measure_selection(triples.right, scores, inputs, prompts, outside, seed, resamples)
-    by_prompt = None
-    if prompts.max() > 0:
-        unseen = _draw(int(prompts.max()) + 1, held_out, seed, "held-out-prompts")[prompts]
-        by_prompt = measure_ranking(
-            triples.right[unseen], predicted(unseen), prompts[unseen], inputs[unseen], seed, resamples
-        )
-    everything = learnt(np.ones(len(outcomes), dtype=np.bool_))
+    by_input, selection = _on_new_inputs(logs, chosen, outside, resamples)
+    by_prompt = _on_new_prompts(logs, chosen, held_out, resamples)
+    everything = np.ones(len(outcomes), dtype=np.bool_)
+    count = int(logs.learnt(everything).sum())
     facts = {
-        "triples": int(everything.sum()),
-        "inputs": int(inputs.max()) + 1,
-        "prompts": int(prompts.max()) + 1,
+        "triples": count,
+        "inputs": int(logs.inputs.max()) + 1,
+        "prompts": int(logs.prompts.max()) + 1,
         "seed": seed,
         "chosen": chosen,
         "validation": validation,
@@ -128,10 +113,65 @@ def train_success_model(
         "by_prompt": None if by_prompt is None else by_prompt.to_json(),
         "selection": None if selection is None else selection.to_json(),
     }
-    model = SuccessModel(embed, CANDIDATES[chosen].kind, fit_classifier(chosen, triples.part(everything), seed), facts)
+    model = SuccessModel(embed, CANDIDATES[chosen].kind, logs.fitted(everything, chosen), facts)
     if folder is not None:
         model.save(folder)
-    return SuccessTraining(model, by_input, by_prompt, selection, chosen, validation, int(everything.sum()))
+    return SuccessTraining(model, by_input, by_prompt, selection, chosen, validation, count)
+
+
+@dataclass(frozen=True)
+class _Logs:
+    """The triples, with what limits those that are learnt from. Rows are chosen by booleans over all triples."""
+
+    triples: Triples
+    inputs: IntArray
+    """Number of each triple's input, from 0."""
+    prompts: IntArray
+    limit: int | None
+    seed: int
+
+    def learnt(self, rows: BoolArray) -> BoolArray:
+        """Returns which of some rows are learnt from: at most `limit`."""
+        places = np.flatnonzero(rows)
+        if self.limit is None or len(places) <= self.limit:
+            return rows
+        kept = np.zeros_like(rows)
+        kept[places[generator(self.seed, "success-limit").permutation(len(places))[: self.limit]]] = True
+        return kept
+
+    def fitted(self, rows: BoolArray, classifier: str) -> dict[str, Any]:
+        """Returns a classifier fitted on some rows, as tensors."""
+        return fit_classifier(classifier, self.triples.part(self.learnt(rows)), self.seed)
+
+    def predicted(self, rows: BoolArray, classifier: str) -> FloatArray:
+        """Returns the probabilities of some rows, of a classifier fitted on the others."""
+        return probabilities(self.triples.part(rows), classifier, self.fitted(~rows, classifier))
+
+    def held_out(self, groups: IntArray, share: float, stream: str) -> BoolArray:
+        """Returns the rows of a drawn share of the groups: at least one group, and not all."""
+        count = int(groups.max()) + 1
+        chosen = np.zeros(count, dtype=np.bool_)
+        held = min(max(1, round(share * count)), count - 1)
+        chosen[generator(self.seed, stream).permutation(count)[:held]] = True
+        return chosen[groups]
+
+
+def _on_new_inputs(
+    logs: _Logs, classifier: str, outside: BoolArray, resamples: int
+) -> tuple[HeldOutRanking, Selection | None]:
+    right, inputs = logs.triples.right, logs.inputs
+    scores = logs.predicted(outside, classifier)
+    ranking = measure_ranking(right[outside], scores, inputs[outside], inputs[outside], logs.seed, resamples)
+    return ranking, measure_selection(right, scores, inputs, logs.prompts, outside, logs.seed, resamples)
+
+
+def _on_new_prompts(logs: _Logs, classifier: str, held_out: float, resamples: int) -> HeldOutRanking | None:
+    if logs.prompts.max() == 0:
+        return None
+    unseen = logs.held_out(logs.prompts, held_out, "held-out-prompts")
+    scores = logs.predicted(unseen, classifier)
+    right, inputs, prompts = logs.triples.right, logs.inputs, logs.prompts
+    return measure_ranking(right[unseen], scores, prompts[unseen], inputs[unseen], logs.seed, resamples)
 
 
 def _check(outcomes: Sequence[LoggedOutcome], held_out: float, limit: int | None, classifiers: Sequence[str]) -> None:
@@ -151,16 +191,6 @@ def _check(outcomes: Sequence[LoggedOutcome], held_out: float, limit: int | None
         raise ConfigError(f"all {len(outcomes)} outcomes are {known}; a success model needs some of each")
 
 
-def _limited(rows: BoolArray, limit: int | None, seed: int) -> BoolArray:
-    """Keeps at most so many of the chosen rows."""
-    places = np.flatnonzero(rows)
-    if limit is None or len(places) <= limit:
-        return rows
-    kept = np.zeros_like(rows)
-    kept[places[generator(seed, "success-limit").permutation(len(places))[:limit]]] = True
-    return kept
-
-
 def _embedded(outcomes: Sequence[LoggedOutcome], embed: Embedder) -> tuple[Triples, IntArray, IntArray]:
     """Returns the triples with embeddings, and the number of each one's input and prompt, from 0 in sorted order."""
     inputs, prompts = sorted({o.input for o in outcomes}), sorted({o.prompt for o in outcomes})
@@ -173,14 +203,6 @@ def _embedded(outcomes: Sequence[LoggedOutcome], embed: Embedder) -> tuple[Tripl
     right = np.array([o.right for o in outcomes], dtype=np.bool_)
     triples = Triples(np.asarray(embed(inputs)), np.asarray(embed(prompts)), first, second, right)
     return triples, first, second
-
-
-def _draw(count: int, share: float, seed: int, stream: str) -> BoolArray:
-    """Returns which of so many groups are held out: at least one, and not all."""
-    chosen = np.zeros(count, dtype=np.bool_)
-    held = min(max(1, round(share * count)), count - 1)
-    chosen[generator(seed, stream).permutation(count)[:held]] = True
-    return chosen
 
 
 def _cross_validate(triples: Triples, groups: IntArray, classifiers: Sequence[str], seed: int) -> dict[str, float]:

@@ -23,10 +23,11 @@ import torch
 from rlprompt.errors import CheckpointError, ConfigError
 from rlprompt.policies import PromptPolicy, load_policy
 from rlprompt.policies.saving import policy_folder
+from rlprompt.preference_pairs import PreferencePair
 from rlprompt.rewards.learned import files
 from rlprompt.rewards.learned.bradley_terry import PairAccuracy, fit_bradley_terry, model_accuracy
 from rlprompt.rewards.learned.language_model import Reading, in_batches, last_hidden
-from rlprompt.rewards.learned.pairs import PreferencePair, split_pairs, what_is_read
+from rlprompt.rewards.learned.pairs import hold_out, what_is_read
 from rlprompt.rewards.learned.reading import LearnedReward
 from rlprompt.types import FloatArray, Json
 
@@ -173,7 +174,7 @@ def train_preference_head(
 
     Args:
         policy: of the kind "causal-lm".
-        pairs: see `rlprompt.rewards.learned.pairs`; their weights count, their margins do not.
+        pairs: that all read an input, or all a context; their weights count, their margins do not.
         folder: where the policy is saved; the head is written beside it. None keeps it in memory.
         held_out: share of the contexts whose pairs are kept for the accuracy.
         seed: of that draw.
@@ -189,8 +190,8 @@ def train_preference_head(
         raise ConfigError(f"max_tokens must be at least 8, got {max_tokens}")
     most = _network(policy).most_positions
     reading = Reading(what_is_read(pairs), chat, max_tokens if most is None else min(max_tokens, most))
-    learnt, rest = split_pairs(pairs, held_out, seed)
-    contexts = [pair.context for pair in learnt]
+    learnt, rest = hold_out(pairs, held_out, seed)
+    contexts = [pair.reading for pair in learnt]
     chosen = hidden_states(policy, reading, contexts, [pair.chosen for pair in learnt])
     rejected = hidden_states(policy, reading, contexts, [pair.rejected for pair in learnt])
     both = np.concatenate([chosen, rejected])

@@ -3,8 +3,8 @@
 Shapes: B pairs, C contexts with up to K texts each. `logp` is the log-probability of a whole text, the sum over its
 tokens, in nats. The pairwise losses return one number per pair; `weighted_mean` makes one of them all.
 
-References: DPO, Rafailov et al. 2023, arXiv:2305.18290; IPO, Azar et al. 2023, arXiv:2310.12036; hinge, Zhao et al.
-2023, arXiv:2305.10425; robust DPO, Chowdhury et al. 2024, arXiv:2403.00409; length-normalised DPO, as in Question
+References: DPO, Rafailov et al. 2023, arXiv:2305.18290; IPO, Azar et al. 2023, arXiv:2310.12036; hinge, Liu et al.
+2023, arXiv:2309.06657; robust DPO, Chowdhury et al. 2024, arXiv:2403.00409; length-normalised DPO, as in Question
 Rewriter, arXiv:2408.10573; weights by the gap of the rewards, OPTune, Chen et al. 2024, arXiv:2406.07657; RRHF, Yuan
 et al. 2023, arXiv:2304.05302; the model of all pairwise losses, Bradley and Terry 1952.
 """
@@ -76,7 +76,10 @@ def robust_dpo_loss(gap: Tensor, *, beta: float, label_smoothing: float) -> Tens
 
 
 def hinge_loss(gap: Tensor, *, beta: float) -> Tensor:
-    """max(0, 1 - beta gap): nothing is learnt from pairs that are a margin of 1 apart. Reference: 2305.10425."""
+    """max(0, 1 - beta gap): nothing is learnt from pairs that are a margin of 1 apart.
+
+    Reference: 2309.06657, hinge-norm. SLiC, 2305.10425, which TRL names, has the log-probabilities without a reference.
+    """
     return torch.relu(1 - beta * gap)
 
 

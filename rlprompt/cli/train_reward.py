@@ -14,7 +14,6 @@ from rlprompt.errors import ConfigError
 
 if TYPE_CHECKING:
     from rlprompt.rewards.learned.bradley_terry import PairAccuracy
-    from rlprompt.rewards.learned.pairs import PreferencePair
     from rlprompt.rewards.learned.ranking import HeldOutRanking, Selection
     from rlprompt.rewards.learned.success_training import SuccessTraining
     from rlprompt.types import Json
@@ -71,12 +70,13 @@ def bradley_terry(
 
         from rlprompt.algorithms.trl.reward_model import RewardModelConfig, train_reward_model
         from rlprompt.config import describe
+        from rlprompt.preferences import read_pairs
 
         try:
             config = RewardModelConfig.model_validate(settings)
         except ValidationError as error:
             raise ConfigError(f"--{describe(error, RewardModelConfig)}") from error
-        done = train_reward_model(_read_pairs(pairs), output, config, resume=resume)
+        done = train_reward_model(read_pairs(pairs), output, config, resume=resume)
     lines = []
     if done.losses:
         lines.append(["loss", f"{number(done.losses[0])} at the first step, {number(done.losses[-1])} at the last"])
@@ -100,11 +100,12 @@ def features(
 ) -> int:
     """Fit a weight to each of several named features of a text; the reward is called feature-model."""
     with quiet_stdout():
+        from rlprompt.preferences import read_pairs
         from rlprompt.rewards.learned.feature_model import train_feature_model
         from rlprompt.rewards.learned.features import DEFAULT_FEATURES
 
         done = train_feature_model(
-            _read_pairs(pairs),
+            read_pairs(pairs),
             output,
             features=tuple(feature or DEFAULT_FEATURES),
             held_out=held_out,
@@ -137,8 +138,9 @@ def preference_head(
         from rlprompt.algorithms.preference_head import train_preference_head
         from rlprompt.models import pick_device
         from rlprompt.policies import load_policy
+        from rlprompt.preferences import read_pairs
 
-        read = _read_pairs(pairs)  # a mistake in the file must show before a model is loaded
+        read = read_pairs(pairs)  # a mistake in the file must show before a model is loaded
         done = train_preference_head(
             load_policy(policy, model=model).to(pick_device(device)),
             read,
@@ -181,25 +183,6 @@ def success(
     _say_success(done, len(outcomes))
     _say_use("success-model", output)
     return 0
-
-
-def _read_pairs(path: Path) -> list[PreferencePair]:
-    """Reads a pairs file as learnt rewards see it. A margin of 0 or less (a rule decided) is not known."""
-    from rlprompt import preferences
-    from rlprompt.rewards.learned.pairs import PreferencePair
-
-    return [
-        PreferencePair(
-            id=pair.id,
-            context=str(pair.context if pair.input is None else pair.input),
-            chosen=pair.chosen,
-            rejected=pair.rejected,
-            reads="context" if pair.input is None else "input",
-            margin=pair.margin if pair.margin > 0 else None,
-            weight=pair.weight,
-        )
-        for pair in preferences.read_pairs(path)
-    ]
 
 
 def _say_pairs(

@@ -120,8 +120,8 @@ def agreement_report(
         agreement=_share(agreeing, len(known)),
         low=low,
         high=high,
-        kappa=_kappa(known, None),
-        weighted_kappa=_kappa(known, "quadratic") if mode == "score" else math.nan,
+        kappa=_kappa(known),
+        weighted_kappa=math.nan if llm is None or mode != "score" else _kappa(known, llm.scale),
         position_bias=_share(len(changed), len(decided)),
         prefers_first=_share(sum(found.orders[0] == "first" for found in changed), len(changed)),
         abstained=dict(sorted(missing.items())),
@@ -303,13 +303,18 @@ def _beside(judge: LLMJudge, item: LabelledItem) -> dict[str, str]:
     return {name: item.columns[name] for name in judge.show if name in item.columns}
 
 
-def _kappa(known: Sequence[tuple[Verdict, Verdict]], weights: str | None) -> float:
+def _kappa(known: Sequence[tuple[Verdict, Verdict]], scale: Sequence[int] | None = None) -> float:
+    """Cohen's kappa; of a scale (lowest, highest) with quadratic weights."""
     labels, verdicts = [label for label, _ in known], [found for _, found in known]
     if len({*labels, *verdicts}) < 2:  # chance agrees always: nothing to divide by
         return math.nan
     from sklearn.metrics import cohen_kappa_score
 
-    return float(cohen_kappa_score(labels, verdicts, weights=weights))
+    if scale is None:
+        return float(cohen_kappa_score(labels, verdicts))
+    # Of the whole scale: scikit-learn's weights count the scores that it is told of, not those that it leaves out.
+    scores = list(range(scale[0], scale[1] + 1))
+    return float(cohen_kappa_score(labels, verdicts, labels=scores, weights="quadratic"))
 
 
 def _share(part: int, whole: int) -> float:

@@ -1,18 +1,10 @@
 """Preference pairs: the file of pairs, and builders that make them of scored candidates."""
 
+from rlprompt.json_lines import json_lines, json_text, write_json_lines
+from rlprompt.preference_pairs import PreferencePair, read_pairs, sft_rows, split_pairs, write_pairs
 from rlprompt.preferences.builders import BUILDERS, Built, build_pairs, builder_names, check_builder
 from rlprompt.preferences.candidates import Candidate
 from rlprompt.preferences.elected import Elected, VotedPrompts, pairs_of_votes
-from rlprompt.preferences.pairs import (
-    PreferencePair,
-    json_lines,
-    json_text,
-    read_pairs,
-    sft_rows,
-    split_pairs,
-    write_json_lines,
-    write_pairs,
-)
 from rlprompt.preferences.votes import Vote, VoteFile, VoteHeader, VoteLog, check_annotator, read_votes
 
 __all__ = [

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from rlprompt.errors import ConfigError, UnknownNameError, did_you_mean
+from rlprompt.preference_pairs import PreferencePair
 from rlprompt.preferences.candidates import REWARD, TIE, Candidate, Draft, Group, Verdict, check_flag, make_groups
-from rlprompt.preferences.pairs import PreferencePair
 from rlprompt.preferences.scored import best_worst, dominance, margin, merit, self_judged
 from rlprompt.preferences.worded import constraint, counterfactual, critique_revision, directive, slots
 from rlprompt.types import Json

@@ -13,8 +13,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from rlprompt.errors import ConfigError
+from rlprompt.preference_pairs import PreferencePair
 from rlprompt.preferences.candidates import Candidate
-from rlprompt.preferences.pairs import PreferencePair
 from rlprompt.seeding import generator
 
 What: TypeAlias = Literal["outputs", "prompts"]

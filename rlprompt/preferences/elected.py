@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rlprompt.errors import ConfigError
+from rlprompt.preference_pairs import PreferencePair
 from rlprompt.preferences.builders import pair_of
 from rlprompt.preferences.candidates import Candidate, Draft, Group, make_groups
 from rlprompt.preferences.comparisons import PairKey, pair_key
-from rlprompt.preferences.pairs import PreferencePair
 from rlprompt.preferences.votes import Vote
 from rlprompt.types import Json
 

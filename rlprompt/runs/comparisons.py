@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from rlprompt.errors import ConfigError, RunError
+from rlprompt.preference_pairs import PreferencePair
 from rlprompt.preferences import build_pairs, check_builder
 from rlprompt.preferences.candidates import Candidate, make_groups
 from rlprompt.preferences.comparisons import Comparison, Shown, ShownGroup, What, draw_comparisons
 from rlprompt.preferences.elected import VotedPrompts
-from rlprompt.preferences.pairs import PreferencePair
 from rlprompt.preferences.votes import VoteHeader, VoteLog, check_header, read_votes
 from rlprompt.runs.candidates import CandidateSet, candidates_of, stored_texts
 from rlprompt.runs.result import SavedRun

@@ -56,6 +56,11 @@ class RunFolder:
         return self.root / "journal.jsonl"
 
     @property
+    def check(self) -> Path:
+        """The ledger as the check of the rewards left it; only where rewards make calls of their own."""
+        return self.root / "check.json"
+
+    @property
     def latest(self) -> Path:
         """The name of the newest checkpoint, written after it."""
         return self.root / "latest"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlprompt.config import BudgetConfig, RewardConfig, RunConfig
-from rlprompt.errors import ConfigError, RunError
+from rlprompt.errors import BudgetExceededError, CheckpointError, ConfigError, RunError
 from rlprompt.pairs import sample_indices
 from rlprompt.preferences import write_json_lines
+from rlprompt.rewards.component import Component
+from rlprompt.rewards.spending import JudgeCalls
 from rlprompt.runs.candidates import WEIGHT
 from rlprompt.runs.folder import write_bytes
 from rlprompt.runs.records import COMPONENT, Answer, PromptRecord, as_record, prompt_records
@@ -19,7 +21,7 @@ from rlprompt.runs.result import SavedRun
 from rlprompt.runs.stored import readings, unrecorded_answers
 from rlprompt.scoring import Scorer, build_scorer
 from rlprompt.scoring.originals import original_prompt
-from rlprompt.tasks import task_from_config
+from rlprompt.targets.ledger import Ledger
 from rlprompt.types import Example, Failure, Json, Scores, TargetOutput, TargetRequest
 
 if TYPE_CHECKING:
@@ -52,7 +54,8 @@ class Rescored:
     """The run's scored prompts with their new scores."""
 
     records: tuple[PromptRecord, ...]
-    """As many as the run has, in their order; each on all stored answers to its prompt in its phase."""
+    """Those of the run in their order, without the ones that are left; each on all stored answers to its prompt in its
+    phase."""
     weights: Mapping[str, float]
     """Of the new components."""
     num_answers: int
@@ -61,6 +64,12 @@ class Rescored:
     num_abstained: int
     failures: Mapping[str, int]
     """Failed answers by message."""
+    num_left: int = 0
+    """Records that the budget of the judges did not hold for."""
+    judge_calls: int = 0
+    """Calls of judges that this rescoring made."""
+    verdicts: Json = field(default_factory=dict)
+    """What the judges said so far: the state of the rewards that ask some."""
 
     @property
     def num_scored(self) -> int:
@@ -74,6 +83,8 @@ def rescore(
     *,
     allow_modules: Sequence[str] = (),
     search_path: str | Path | None = None,
+    max_judge_calls: int | None = None,
+    verdicts: Mapping[str, Any] | None = None,
 ) -> Rescored:
     """Scores a run again with other rewards.
 
@@ -85,44 +96,76 @@ def rescore(
         rewards: the new components.
         allow_modules: modules that rewards of the form my_module:my_name may come from.
         search_path: a folder that they may come from as well.
+        max_judge_calls: the most calls that judges among them may make; the records that it does not hold for are left.
+        verdicts: those of an earlier rescoring with the same rewards, which are not asked for again.
 
     Raises:
         ConfigError: a reward cannot be loaded, or needs answers of a kind that the run did not store.
+        CheckpointError: the verdicts are those of other rewards.
         RunError: the run has scored no prompt, or its tables are damaged or do not fit its task.
     """
     records, answers = run.prompts(), run.answers()
     if not records:
         raise RunError(f"{run.folder.root} has no scored prompt yet; there is nothing to score again")
-    task = task_from_config(run.config.task)
     config = run.config.model_copy(update={"reward": list(rewards), "stabilisers": [], "budget": BudgetConfig()})
-    scorer = build_scorer(
-        config, allow_modules=allow_modules, search_path=search_path, task=task, target=StoredAnswers()
-    )
+    scorer = build_scorer(config, allow_modules=allow_modules, search_path=search_path, target=StoredAnswers())
+    ledger = _start_judges(scorer, max_judge_calls, verdicts or {})
     _check_kind(scorer, answers)
     scorer.remember(unrecorded_answers(run.folder))
     scorer.remember(map(as_record, answers))
-    jobs = list(_pair_jobs(records, task, config) if config.env.per_input else _task_jobs(records, answers, task))
+    jobs = _jobs(records, answers, scorer.task, config)
     if scorer.rewards.needs_original:
         _check_originals(scorer, config, jobs)
-    read = readings(config, task)
     found: dict[tuple[str, str, str], PromptRecord] = {}
     answered = failed = valid = 0
     failures: Counter[str] = Counter()
-    for job in jobs:
-        scores = job.score(scorer, read)
+    for job, scores in _affordable(jobs, scorer, readings(config, scorer.task)):
         for record in prompt_records(scores, (), iteration=0, phase=job.phase):
             found[record.prompt, record.example_id, job.phase] = record
         answered, failed = answered + scores.valid.size, failed + len(scores.failures)
         valid += int(scores.valid.sum())
         failures.update(failure.message for _, _, failure in scores.failures)
+    merged = _merged(records, found)
     return Rescored(
-        records=tuple(_merged(record, found[record.prompt, record.example_id, record.phase]) for record in records),
+        records=merged,
         weights={component.name: component.weight for component in scorer.rewards.components},
         num_answers=answered,
         num_failed=failed,
         num_abstained=answered - failed - valid,
         failures=dict(failures.most_common()),
+        num_left=len(records) - len(merged),
+        judge_calls=ledger.snapshot()["used"]["calls"],
+        verdicts={component.name: component.state_dict() for component in _judging(scorer)},
     )
+
+
+def _judging(scorer: Scorer) -> list[Component]:
+    return [component for component in scorer.rewards.components if component.judge_calls != JudgeCalls()]
+
+
+def _start_judges(scorer: Scorer, max_calls: int | None, verdicts: Mapping[str, Any]) -> Ledger:
+    """Gives the judges their verdicts so far and a ledger of their own: in the scorer's, missing answers are calls."""
+    ledger = Ledger(BudgetConfig(max_target_calls=max_calls))
+    scorer.rewards.attach(ledger)
+    judging = {component.name: component for component in _judging(scorer)}
+    if not set(verdicts) <= set(judging):
+        raise CheckpointError(f"the verdicts are of {sorted(verdicts)}, but the judges here are {sorted(judging)}")
+    for name, state in verdicts.items():
+        judging[name].load_state_dict(state)
+    return ledger
+
+
+def _affordable(jobs: Iterable[_Job], scorer: Scorer, read: Any) -> Iterator[tuple[_Job, Scores]]:
+    """Scores the jobs in order, those that the budget does not hold for in halves, as long as it holds for a prompt."""
+    waiting = list(jobs)[::-1]
+    while waiting:
+        job = waiting.pop()
+        try:
+            yield job, job.score(scorer, read)
+        except BudgetExceededError:
+            if len(job.prompts) == 1:
+                return
+            waiting += job.halves()[::-1]
 
 
 def write_scores(path: Path, rescored: Rescored) -> None:
@@ -160,6 +203,15 @@ class _Job:
     samples: int | None = None
     """Of pairs; None: prompts x examples."""
 
+    def halves(self) -> list[_Job]:
+        """Returns the first and the second half of its prompts."""
+        middle = len(self.prompts) // 2
+        own = self.samples is not None  # each prompt on its own example
+        return [
+            replace(self, prompts=self.prompts[part], examples=self.examples[part] if own else self.examples)
+            for part in (slice(None, middle), slice(middle, None))
+        ]
+
     def score(self, scorer: Scorer, read: Any) -> Scores:
         if self.samples is None:
             contexts = [read(None)] * len(self.prompts)
@@ -168,6 +220,10 @@ class _Job:
         return scorer.score_pairs(
             self.prompts, self.examples, samples=self.samples, phase=self.phase, contexts=contexts
         )
+
+
+def _jobs(records: Sequence[PromptRecord], answers: Sequence[Answer], task: Task, config: RunConfig) -> list[_Job]:
+    return list(_pair_jobs(records, task, config) if config.env.per_input else _task_jobs(records, answers, task))
 
 
 def _pair_jobs(records: Sequence[PromptRecord], task: Task, config: RunConfig) -> Iterator[_Job]:
@@ -251,9 +307,16 @@ def _check_originals(scorer: Scorer, config: RunConfig, jobs: Sequence[_Job]) ->
         )
 
 
-def _merged(old: PromptRecord, new: PromptRecord) -> PromptRecord:
-    """The scores of the one at the place of the other."""
-    return replace(new, iteration=old.iteration, index=old.index, phase=old.phase, target_calls=0, target_tokens=0)
+def _merged(
+    records: Sequence[PromptRecord], found: Mapping[tuple[str, str, str], PromptRecord]
+) -> tuple[PromptRecord, ...]:
+    """The new scores at the places of the old ones; records without any are left out."""
+    keys = [(record.prompt, record.example_id, record.phase) for record in records]
+    return tuple(
+        replace(found[key], iteration=old.iteration, index=old.index, phase=old.phase, target_calls=0, target_tokens=0)
+        for old, key in zip(records, keys, strict=True)
+        if key in found
+    )
 
 
 def _row(record: PromptRecord, weights: Mapping[str, float]) -> Json:

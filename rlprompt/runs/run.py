@@ -478,12 +478,16 @@ class Run:
     def _summary(self, result: RunResult) -> list[Json]:
         if result.selected_on is None:
             return []
+        policy = self._choice.best  # chosen in the place of a prompt where prompts are written for single inputs
         return [
             {
                 "name": self._config.name,
                 "kind": "random" if self._config.algorithm.name == "random" else "trained",
                 "calibration": self._config.calibration,
                 "prompt": result.best_prompt,
+                "policy_iterations": None if policy is None else policy["iterations"],
+                "dev_accuracy": result.dev_accuracy,
+                "dev_reward": result.dev_reward,
                 "test_accuracy": None,  # the test split is for `eval` and the recipes
                 "ci95": None,
                 "target_calls": result.target_calls,

@@ -12,8 +12,16 @@ from rlprompt.config import RunConfig, dump_config
 from rlprompt.errors import BudgetExceededError, ConfigError, RLPromptError, TooManyFailuresError
 from rlprompt.runs.checkpoints import newest_valid
 from rlprompt.runs.environment import describe_environment, record_session
-from rlprompt.runs.folder import RunFolder, check_writable, new_run_folder, only_writer, write_bytes
-from rlprompt.runs.limits import check_first_iteration
+from rlprompt.runs.folder import (
+    RunFolder,
+    check_writable,
+    new_run_folder,
+    only_writer,
+    read_json,
+    write_bytes,
+    write_json,
+)
+from rlprompt.runs.limits import NO_CALLS, check_first_iteration
 from rlprompt.runs.monitor import check_monitor
 from rlprompt.runs.progress import ProgressDisplay
 from rlprompt.runs.result import RunResult, load_run
@@ -68,9 +76,12 @@ def train(
         finished = _already_finished(config, Path(resume))
         if finished is not None:
             return finished
-    stages, scorer, policy = _build(config, allow_modules, search_path)
+    resumed = None if resume is None else RunFolder(Path(resume))
+    stages, scorer, policy = _build(config, allow_modules, search_path, resumed)
     if parent is not None:
         folder = new_run_folder(parent, config.seed, config_hash(config))
+        if scorer.rewards.judge_calls != NO_CALLS:
+            write_json(folder.check, scorer.ledger.state_dict())
     else:
         folder = RunFolder(Path(str(resume)))
     with ExitStack() as stack:
@@ -86,12 +97,11 @@ def train(
 
 
 def _build(
-    config: RunConfig, allow_modules: Sequence[str], search_path: str | Path | None
+    config: RunConfig, allow_modules: Sequence[str], search_path: str | Path | None, resumed: RunFolder | None
 ) -> tuple[list[Stage], Scorer, PromptPolicy]:
     """Builds the parts of a run, stages, scorer and policy, and checks that they can work together."""
     from rlprompt.envs.contexts import MetaSettings
     from rlprompt.policies import build_policy
-    from rlprompt.rewards import check_rewards
     from rlprompt.scoring import build_scorer
 
     stages = build_stages(config, allow_modules=allow_modules, search_path=search_path)
@@ -99,10 +109,7 @@ def _build(
         MetaSettings.from_config(config.env).load()  # a wrong meta-prompt is told of before there is a folder
     scorer = build_scorer(config, allow_modules=allow_modules, search_path=search_path)
     check_monitor(config.monitor, scorer.rewards)
-    try:
-        check_rewards(scorer.rewards, scorer.task)
-    except BudgetExceededError as error:
-        raise ConfigError(f"the budget does not hold for the check of the rewards: {error}") from error
+    _check_rewards(scorer, resumed)
     spent = scorer.ledger.snapshot()["used"]["calls"]
     check_first_iteration(config, scorer.task, scorer.rewards.judge_calls, spent)
     policy = build_policy(
@@ -113,6 +120,19 @@ def _build(
         search_path=None if search_path is None else Path(search_path),
     )
     return stages, scorer, policy
+
+
+def _check_rewards(scorer: Scorer, resumed: RunFolder | None) -> None:
+    """Tries the rewards. What judges said to it before there was the folder, they are not asked, or charged, again."""
+    from rlprompt.rewards import check_rewards
+
+    known = resumed is not None and resumed.check.exists()
+    if resumed is not None and known:
+        scorer.ledger.load_state_dict(read_json(resumed.check, "what the check of the rewards spent"))
+    try:
+        check_rewards(scorer.rewards, scorer.task, spending=not known)
+    except BudgetExceededError as error:
+        raise ConfigError(f"the budget does not hold for the check of the rewards: {error}") from error
 
 
 def _already_finished(config: RunConfig, folder: Path) -> RunResult | None:

@@ -56,9 +56,7 @@ def load_task(
     if generated is not None:
         if data is not None or variant != "default" or max_input_words is not None:
             raise TaskError(f"task '{name_or_path}' is generated; it takes no data, variant or max_input_words")
-        task = generated()
-        task = task if template is None else task.with_template(template)
-        return task if choices is None else task.with_choices(choices)
+        return _changed(generated(), template, choices)
     card, file = read_card(name_or_path)
     words = _choices(card, choices, variant)
     source_template = _template(card, file, variant) if template is None else template
@@ -84,6 +82,11 @@ def load_task(
         source=source,
         allow_overlap=card.allow_overlap,
     )
+
+
+def _changed(task: Task, template: TemplateSource | None, choices: Sequence[str] | None) -> Task:
+    task = task if template is None else task.with_template(template)
+    return task if choices is None else task.with_choices(choices)
 
 
 def task_from_config(config: TaskConfig) -> Task:

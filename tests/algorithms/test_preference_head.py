@@ -98,7 +98,7 @@ def test_the_reward_is_linear_in_the_last_hidden_state() -> None:
     with torch.no_grad():
         last = policy.network.start([row]).last[0].double().numpy()  # type: ignore[attr-defined,union-attr]
     assert head.score(["w01"], ["w03"])[0] == pytest.approx(last @ head.weight + head.offset, abs=1e-4)
-    scores = head.score([pair.context for pair in PAIRS] * 2, [p.chosen for p in PAIRS] + [p.rejected for p in PAIRS])
+    scores = head.score([pair.reading for pair in PAIRS] * 2, [p.chosen for p in PAIRS] + [p.rejected for p in PAIRS])
     assert scores.mean() == pytest.approx(0, abs=1e-6)  # an average text is worth 0
     assert head.score(["w01"], ["w03"])[0] == head.score(["w01", "w02"], ["w03", "w04"])[0]
     assert head.score([], []).tolist() == []

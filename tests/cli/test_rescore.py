@@ -1,6 +1,7 @@
 """`rlprompt rescore` on a run with the planted target."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ from rlprompt.targets.planted import PlantedTarget
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return finished(tmp_path_factory.mktemp("inputs"), INPUTS)
+
+
+@pytest.fixture(scope="module")
+def task_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finished(tmp_path_factory.mktemp("task"))
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +57,8 @@ def test_a_name_and_yaml_are_components_and_the_pairs_follow_them(
         "failures": {},
         "rewards": {"accuracy": 1.0, "length": 2.0},
         "target_calls": 0,
+        "judge_calls": 0,
+        "left": 0,
     }
     for line, record in zip(_lines(scores), records, strict=True):
         assert line["raw_reward"] == pytest.approx(record.accuracy + 2 * record.components["length"])
@@ -92,6 +100,73 @@ def test_code_elsewhere_needs_an_allowance(
     assert not (tmp_path / "s.jsonl").exists()
     assert main([*command, "--allow-module", "allowed_rescoring_rewards"]) == 0
     assert {line["raw_reward"] for line in _lines(tmp_path / "s.jsonl")} == {1.0}
+
+
+JUDGE = """
+from rlprompt.rewards.judges import LLMJudge
+from rlprompt.types import TargetOutput
+
+asked = []
+
+
+class Reader:
+    identity = {"kind": "fake", "model": "reader"}
+
+    def run(self, requests):
+        asked.extend(str(request.rendered) for request in requests)
+        return [TargetOutput(text="yes" if "w34" in str(request.rendered) else "no") for request in requests]
+
+    def count_tokens(self, requests):
+        return [1] * len(requests)
+
+
+class Judged(LLMJudge):
+    def __init__(self):
+        super().__init__(Reader(), "Is it a good prompt?", "yes-no", of="prompt", show=["input"], ask="text")
+"""
+
+
+def test_a_judge_keeps_to_the_calls_that_it_is_given_and_the_same_command_goes_on(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "counted_judges.py").write_text(JUDGE)
+    (tmp_path / "r.yaml").write_text("name: counted_judges:Judged\n")
+    scores, kept = tmp_path / "scores.jsonl", tmp_path / "scores.jsonl.verdicts.json"
+    command = ["rescore", str(run), "--reward", str(tmp_path / "r.yaml"), "--json", "-o"]
+    assert main([*command, str(tmp_path / "whole.jsonl")]) == 0
+    whole = json.loads(capfd.readouterr().out)
+    asked = sys.modules["counted_judges"].asked
+    questions = len(asked)
+    assert (whole["judge_calls"], whole["left"]) == (questions, 0)
+
+    first = questions // 2 + 1
+    assert main([*command, str(scores), "--max-target-calls", str(first)]) == 3
+    captured = capfd.readouterr()
+    part = json.loads(captured.out)
+    assert part["judge_calls"] == len(asked) - questions == first  # all that it may spend, and no more
+    assert 0 < part["left"] < part["prompts"] == whole["prompts"]
+    assert f"did not hold for {part['left']} of {part['prompts']} prompts; run the same command again" in captured.err
+    assert [line["prompt"] for line in _lines(scores)] == [
+        line["prompt"] for line in _lines(tmp_path / "whole.jsonl")[: len(_lines(scores))]
+    ]
+    assert len(_lines(scores)) == part["prompts"] - part["left"]
+
+    assert main([*command, str(scores), "--max-target-calls", str(first)]) == 0
+    rest = json.loads(capfd.readouterr().out)
+    assert (rest["judge_calls"], rest["left"], kept.exists()) == (questions - first, 0, False)
+    assert len(asked) == len(set(asked)) * 2  # each question once for either file
+    assert scores.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_a_limit_that_pays_for_no_prompt_says_so(
+    task_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "few_judges.py").write_text(JUDGE)
+    (tmp_path / "r.yaml").write_text("name: few_judges:Judged\n")
+    output = ["-o", str(tmp_path / "s.jsonl"), "--max-target-calls", "3"]  # each prompt has four answers
+    assert main(["rescore", str(task_run), "--reward", str(tmp_path / "r.yaml"), *output]) == 3
+    assert "it does not pay for a single one of them, so raise it" in capfd.readouterr().err
+    assert not (tmp_path / "s.jsonl").exists()
 
 
 @pytest.mark.parametrize("what", ["raise ValueError('no idea')", "return [None] * len(completions)"])

@@ -96,6 +96,14 @@ def test_a_score_is_compared_as_a_score_with_a_weighted_kappa() -> None:
     assert report.weighted_kappa == pytest.approx(1 - (1 / 3) / (15 / 9))
 
 
+def test_a_weighted_kappa_counts_the_scores_that_nobody_gave_too() -> None:
+    scores = {"a": "1", "b": "5", "c": "5", "d": "2"}
+    judge = Component("judge", LLMJudge(FakeJudge(lambda shown, _: scores[shown[TEXT]]), "Good?", scale=(1, 5)))
+    given = [LabelledItem(text, text, label) for text, label in zip("abcd", "1255", strict=True)]
+    # squared differences 0 9 0 9, mean 18 / 4; by chance, of each label with each verdict 33 + 19 + 25 + 25, over 16
+    assert agreement_report(judge, given).weighted_kappa == pytest.approx(1 - (18 / 4) / (102 / 16))
+
+
 def test_row_162_an_ensemble_agrees_at_least_as_well_as_its_best_member() -> None:
     def wrong_on(*numbers: int) -> Component:
         truth = {item.text: item.label for item in items()}

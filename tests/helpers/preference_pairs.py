@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlprompt.rewards.learned.pairs import PreferencePair
+from rlprompt import preference_pairs
+from rlprompt.preference_pairs import PreferencePair
 from rlprompt.seeding import generator
 
 
@@ -27,7 +27,7 @@ def ruled_pairs(
         if gap == 0:
             continue
         chosen, rejected = (first, second) if gap > 0 else (second, first)
-        pairs.append(PreferencePair(f"p{len(pairs)}", context, chosen, rejected, margin=abs(gap)))
+        pairs.append(PreferencePair(f"p{len(pairs)}", chosen, rejected, input=context, margin=abs(gap)))
     return pairs
 
 
@@ -44,17 +44,5 @@ def count_of(word: str) -> Callable[[str, str], float]:
 
 def write_pairs(path: Path, pairs: Sequence[PreferencePair]) -> Path:
     """Writes a pairs file."""
-    rows = [
-        {
-            "id": pair.id,
-            pair.reads: pair.context,
-            "chosen": pair.chosen,
-            "rejected": pair.rejected,
-            "margin": pair.margin,
-            "weight": pair.weight,
-            "example_id": "train/0",
-        }
-        for pair in pairs
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    preference_pairs.write_pairs(path, pairs)
     return path

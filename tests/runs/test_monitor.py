@@ -9,8 +9,10 @@ import pytest
 
 from rlprompt.config import MonitorConfig
 from rlprompt.errors import ConfigError
+from rlprompt.rewards.spending import Account
 from rlprompt.runs import RunResult, load_run
 from rlprompt.runs.events import comparable
+from rlprompt.runs.folder import remove
 from rlprompt.runs.monitor import Monitor
 from rlprompt.runs.records import PromptRecord
 from rlprompt.types import Json
@@ -186,6 +188,29 @@ def test_a_budget_below_one_judged_iteration_is_refused(start: Start) -> None:
 def test_a_budget_below_the_check_of_the_rewards_is_refused(start: Start) -> None:
     with pytest.raises(ConfigError, match=r"does not hold for the check of the rewards: budget\.max_target_calls"):
         start("reward=[{name: 'rigged_rewards:Judged', kwargs: {show: [input]}}]", "budget.max_target_calls=3")
+
+
+def test_a_resumed_run_asks_the_judge_nothing_that_the_check_at_its_start_has_asked(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spent: list[str] = []
+    reserve = Account.reserve
+
+    def counted(self: Account, *arguments: Any) -> Any:
+        spent.append(self.phase)
+        return reserve(self, *arguments)
+
+    monkeypatch.setattr(Account, "reserve", counted)
+    first = start(JUDGED, "algorithm.iterations=2", "selection={top: 1}")
+    assert (spent.count("check"), first.ledger["by_phase"]["check"]["calls"]) == (1, 1)
+    second = start(JUDGED, "algorithm.iterations=3", "selection={top: 1}", resume=first.folder)
+    for path in (first.folder / "latest", *first.folder.glob("checkpoint-*")):
+        remove(path)  # as after a kill before the first checkpoint
+    third = start(JUDGED, "algorithm.iterations=3", "selection={top: 1}", resume=first.folder)
+    assert spent.count("check") == 1
+    for resumed in (second, third):
+        assert resumed.ledger["by_phase"]["check"] == first.ledger["by_phase"]["check"]
+    assert by_role(third)["judge"] == by_role(second)["judge"]
 
 
 def test_a_resumed_run_with_a_judge_repeats_the_uninterrupted_one(start: Start, tmp_path: Path) -> None:

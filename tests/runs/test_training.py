@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from planted_runs import INPUTS, finished
 
 from rlprompt.config import parse_config
 from rlprompt.errors import BudgetExceededError, CheckpointError, ConfigError, RunError, TooManyFailuresError
@@ -101,10 +102,22 @@ def test_the_summary_does_not_claim_a_test_that_was_not_made(start: Start) -> No
         "kind": "trained",
         "calibration": "none",
         "prompt": result.best_prompt,
+        "policy_iterations": None,
+        "dev_accuracy": result.dev_accuracy,
+        "dev_reward": result.dev_reward,
         "test_accuracy": None,
         "ci95": None,
         "target_calls": result.target_calls,
     }
+
+
+def test_the_summary_of_a_run_that_writes_for_inputs_has_the_chosen_policys_mean_reward(tmp_path: Path) -> None:
+    run = load_run(finished(tmp_path, INPUTS))
+    (row,) = run.summary()
+    rewards = [record.raw_reward for record in run.prompts() if record.phase == "dev"]
+    assert (row["prompt"], row["policy_iterations"]) == (None, 1)
+    assert row["dev_reward"] == pytest.approx(sum(rewards) / len(rewards))
+    assert row["dev_accuracy"] is not None
 
 
 def test_the_tables_add_up_to_the_ledger(start: Start) -> None:

@@ -12,7 +12,6 @@ of `rlprompt.algorithms.preference_losses`, which a test holds against TRL's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,21 +28,14 @@ from rlprompt.algorithms.preference_losses import (
     log_ratio,
     weighted_mean,
 )
-from rlprompt.algorithms.trl.common import (
-    Adam,
-    Recorder,
-    arguments,
-    begin,
-    check_dropout,
-    drive,
-    refuse_unused,
-    surroundings,
-)
+from rlprompt.algorithms.trl.common import Adam, refuse_unused
+from rlprompt.algorithms.trl.from_file import FileStage, HeldOutMetrics, fit_file
 from rlprompt.algorithms.trl.model import IGNORED, PolicyModel, TokenizerView, pad_id
-from rlprompt.algorithms.trl.preference_data import Preference, check_data, load_preferences
+from rlprompt.algorithms.trl.order import Order, OrderedTrainer
+from rlprompt.algorithms.trl.preference_data import Preference, load_preferences
 from rlprompt.algorithms.trl.rollout import Rollout
-from rlprompt.algorithms.trl.sft import Order, collator, labelled
-from rlprompt.config import AlgorithmConfig, RunConfig
+from rlprompt.algorithms.trl.sft import collator, labelled
+from rlprompt.config import AlgorithmConfig
 from rlprompt.errors import ConfigError
 from rlprompt.types import Json, RunContext
 
@@ -55,33 +47,19 @@ References = Sequence[tuple[float, float]]
 """Log-probabilities of the chosen and the rejected text of each pair under the reference."""
 
 
-class PromptDPO(DPOTrainer):  # type: ignore[misc]  # untyped there
+class PromptDPO(OrderedTrainer, DPOTrainer):  # type: ignore[misc]  # untyped there
     """TRL's DPO over pairs whose order, weights and reference log-probabilities we give."""
 
-    order: Order
     settings: AlgorithmConfig
     weighted: bool
-    loss: float = float("nan")
     notes: dict[str, float]
     """Of the newest step: `margin`, `accuracy`, `chosen_reward` and `rejected_reward`."""
-
-    def _send_telemetry(self) -> None:
-        pass
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset  # it holds ids already
 
     def _precompute_ref_logps(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset  # it holds them already; TRL would keep them in a cache of the user
-
-    def _get_train_sampler(self, *_: Any) -> Order:
-        return self.order
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """One gradient; the loss is kept for the report."""
-        loss: Tensor = super().training_step(*args, **kwargs)
-        self.loss = float(loss)
-        return loss
 
     def _compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False) -> Tensor:
         inputs = dict(inputs)
@@ -114,42 +92,22 @@ def fit(run: RunContext) -> None:
     Raises:
         ConfigError: the stage names no pairs, none that the policy may write, or a setting that does not fit.
     """
-    config: RunConfig = run.config
-    refuse_unused(config.algorithm, *USED)
-    check_loss(config.algorithm)
-    begun = begin(run)
-    if begun is None:
-        return
-    start, state = begun
-    check_dropout(run)
-    data = getattr(run, "data", None)
-    _, path = check_data(data, "dpo", ("pairs",))
-    rollout = Rollout(run)
-    rows, last = config.algorithm.minibatch_size or config.env.num_envs, config.algorithm.iterations
-    with surroundings(run) as folder:
-        model = rollout.model()
-        pairs = load_preferences(run, path, model)
-        held_out = None
-        if data and "val" in data:
-            kept = load_preferences(run, Path(str(data["val"])), model)
-            held_out = HeldOut(model, kept, reference_logps(rollout, kept, rows), config.algorithm, rows)
-        adam = Adam(dict(model.trainable.named_parameters()), config.algorithm, state)
-        trainer = make_trainer(
-            model,
-            pairs,
-            reference_logps(rollout, pairs, rows),
-            Order(len(pairs), rows, seed=config.seed, first=start, last=last),
-            adam,
-            arguments(config, folder, rollout.policy.device, rows=rows, steps=last - start),
-            config.algorithm,
-        )
+    settings: AlgorithmConfig = run.config.algorithm
+    refuse_unused(settings, *USED)
+    check_loss(settings)
+    fit_file(run, "dpo", ("pairs",), _build)
 
-        def report() -> tuple[None, None, dict[str, float]]:
-            step = start + int(trainer.state.global_step)
-            due = held_out is not None and (step % (data or {}).get("val_every", 10) == 0 or step == last)
-            return None, None, trainer.metrics() | (held_out.metrics() if held_out is not None and due else {})
 
-        drive(trainer, Recorder(run, start, adam.state_dict, report))
+def _build(stage: FileStage) -> tuple[PromptDPO, HeldOutMetrics | None]:
+    settings, rows = stage.run.config.algorithm, stage.rows
+    pairs = load_preferences(stage.run, stage.path, stage.model)
+    measure = None
+    if stage.held_out is not None:
+        kept = load_preferences(stage.run, stage.held_out, stage.model)
+        measure = HeldOut(stage.model, kept, reference_logps(stage.rollout, kept, rows), settings, rows).metrics
+    references = reference_logps(stage.rollout, pairs, rows)
+    order = stage.order(len(pairs))
+    return make_trainer(stage.model, pairs, references, order, stage.adam, stage.shared, settings), measure
 
 
 def check_loss(settings: AlgorithmConfig) -> None:

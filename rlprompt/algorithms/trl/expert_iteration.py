@@ -6,19 +6,17 @@ arXiv:2304.06767 (RAFT); as a baseline on preferences, Dubois et al. 2023, arXiv
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 from rlprompt.algorithms.preference_rounds import best_text
 from rlprompt.algorithms.trl import sft
-from rlprompt.algorithms.trl.common import Notes, arguments, drive, refuse_unused
-from rlprompt.algorithms.trl.online_dpo import ROUNDS, batches
+from rlprompt.algorithms.trl.common import refuse_unused
+from rlprompt.algorithms.trl.learner import ROUNDS, RoundLearner
+from rlprompt.algorithms.trl.order import Order
 from rlprompt.algorithms.trl.pairs import Pair
-from rlprompt.algorithms.trl.rounds import Item, Parts, play
+from rlprompt.algorithms.trl.rounds import Item, play
 from rlprompt.config import AlgorithmConfig
-from rlprompt.types import RunContext
-
-logger = logging.getLogger(__name__)
+from rlprompt.types import Json, RunContext
 
 
 def fit(run: RunContext) -> None:
@@ -28,43 +26,16 @@ def fit(run: RunContext) -> None:
     play(run, BestOfRound)
 
 
-class BestOfRound:
-    """The learner of the rounds.
+class BestOfRound(RoundLearner[Pair]):
+    """Trains on the best text for each input; inputs whose texts tie teach nothing."""
 
-    Args:
-        parts: policy, optimiser and where a trainer may write.
-    """
+    what = "best text"
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    def lessons(self, item: Item) -> list[Pair]:
+        """Returns the best text of one input, as a pair of SFT."""
+        place = best_text(item.scores, margin=self.settings.pair_margin)
+        return [] if place is None else [Pair({}, tuple(item.context_ids), tuple(item.texts[place]))]
 
-    def __call__(self, number: int, items: Sequence[Item]) -> dict[str, float]:
-        """Trains on the best text for each input, `algorithm.epochs` times; inputs whose texts tie teach nothing."""
-        config = self._parts.rollout.config
-        settings = config.algorithm
-        places = [best_text(item.scores, margin=settings.pair_margin) for item in items]
-        pairs = [
-            Pair({}, tuple(item.context_ids), tuple(item.texts[place]))
-            for item, place in zip(items, places, strict=True)
-            if place is not None
-        ]
-        metrics = {"pairs/made": float(len(pairs)), "pairs/inputs_without": float(len(items) - len(pairs))}
-        if not pairs:
-            logger.warning(
-                "round %d: no best text, because the scores of the texts for each of its %d inputs tie (or failed); "
-                "nothing is learnt",
-                number,
-                len(items),
-            )
-            return metrics
-        rows, steps = batches(len(pairs), settings)
-        parts = self._parts
-        trainer = sft.make_trainer(
-            parts.model,
-            pairs,
-            sft.Order(len(pairs), rows, seed=config.seed, first=0, last=steps, round_number=number),
-            parts.adam,
-            arguments(config, parts.folder, parts.rollout.policy.device, rows=rows, steps=steps),
-        )
-        drive(trainer, notes := Notes(trainer.metrics))
-        return metrics | notes.means()
+    def trainer(self, lessons: Sequence[Pair], order: Order, rows: int, shared: Json) -> sft.PromptSFT:
+        """Builds SFT's trainer."""
+        return sft.make_trainer(self.parts.model, lessons, order, self.parts.adam, shared)

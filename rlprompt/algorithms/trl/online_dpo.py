@@ -7,25 +7,19 @@ the policy at the start of the stage, in all rounds.
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from rlprompt.algorithms.preference_rounds import best_and_worst
 from rlprompt.algorithms.trl import dpo
-from rlprompt.algorithms.trl.common import Notes, arguments, drive, refuse_unused
+from rlprompt.algorithms.trl.common import refuse_unused
+from rlprompt.algorithms.trl.learner import ROUNDS, RoundLearner
+from rlprompt.algorithms.trl.order import Order
 from rlprompt.algorithms.trl.preference_data import Preference
-from rlprompt.algorithms.trl.rounds import Item, Parts, play
-from rlprompt.algorithms.trl.sft import Order
+from rlprompt.algorithms.trl.rounds import Item, play
 from rlprompt.config import AlgorithmConfig
-from rlprompt.types import RunContext
-
-logger = logging.getLogger(__name__)
-
-ROUNDS = ("pair_margin", "pair_by", "regenerate", "items")
-"""Settings of all algorithms that play rounds."""
+from rlprompt.types import Json, RunContext
 
 
 def fit(run: RunContext) -> None:
@@ -36,46 +30,24 @@ def fit(run: RunContext) -> None:
     play(run, OnlineDPO)
 
 
-class OnlineDPO:
-    """The learner of the rounds.
+class OnlineDPO(RoundLearner[Preference]):
+    """Makes pairs of the texts for each input and trains on all of them."""
 
-    Args:
-        parts: policy, optimiser and where a trainer may write.
-    """
+    what = "pair"
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    def lessons(self, item: Item) -> list[Preference]:
+        """Returns the pairs of one input."""
+        return pairs_of(item, self.settings)
 
-    def __call__(self, number: int, items: Sequence[Item]) -> dict[str, float]:
-        """Makes pairs of the texts for each input and trains on all of them, `algorithm.epochs` times."""
-        config = self._parts.rollout.config
-        settings = config.algorithm
-        pairs = [pair for item in items for pair in pairs_of(item, settings)]
-        metrics = {
-            "pairs/made": float(len(pairs)),
-            "pairs/inputs_without": float(sum(not pairs_of(item, settings) for item in items)),
-        }
-        if not pairs:
-            logger.warning(
-                "round %d: no pair, because the scores of the texts for each of its %d inputs tie (or failed); nothing "
-                "is learnt",
-                number,
-                len(items),
-            )
-            return metrics
-        rows, steps = batches(len(pairs), settings)
-        parts = self._parts
-        trainer = dpo.make_trainer(
-            parts.model,
-            pairs,
-            dpo.reference_logps(parts.rollout, pairs, rows),
-            Order(len(pairs), rows, seed=config.seed, first=0, last=steps, round_number=number),
-            parts.adam,
-            arguments(config, parts.folder, parts.rollout.policy.device, rows=rows, steps=steps),
-            settings,
-        )
-        drive(trainer, notes := Notes(trainer.metrics))
-        return metrics | {"pairs/margin": float(np.mean([pair.margin for pair in pairs]))} | notes.means()
+    def trainer(self, lessons: Sequence[Preference], order: Order, rows: int, shared: Json) -> dpo.PromptDPO:
+        """Builds DPO's trainer; the reference is asked about the pairs of this round."""
+        parts = self.parts
+        references = dpo.reference_logps(parts.rollout, lessons, rows)
+        return dpo.make_trainer(parts.model, lessons, references, order, parts.adam, shared, self.settings)
+
+    def metrics(self, lessons: Sequence[Preference]) -> dict[str, float]:
+        """Returns the mean margin."""
+        return {"pairs/margin": float(np.mean([pair.margin for pair in lessons]))}
 
 
 def pairs_of(item: Item, settings: AlgorithmConfig) -> list[Preference]:
@@ -90,13 +62,3 @@ def pairs_of(item: Item, settings: AlgorithmConfig) -> list[Preference]:
         )
         for better, worse in found
     ]
-
-
-def batches(count: int, settings: AlgorithmConfig) -> tuple[int, int]:
-    """Returns (rows of a step, steps) of `algorithm.epochs` passes; the last step is filled up from one more pass.
-
-    >>> batches(10, AlgorithmConfig(epochs=2, minibatch_size=8))
-    (8, 3)
-    """
-    rows = min(settings.minibatch_size or count, count)
-    return rows, math.ceil(settings.epochs * count / rows)

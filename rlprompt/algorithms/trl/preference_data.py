@@ -161,10 +161,8 @@ def read_lines(path: Path, source: str) -> list[Line]:
 
 
 def _line(pair: PreferencePair) -> Line:
-    source = {"input": pair.input} if pair.input is not None else {"context": pair.context}
-    # A margin of 0 or less: a rule decided, against the reward or without one.
-    margin = pair.margin if pair.margin > 0 else None
-    return Line(source, (pair.chosen, pair.rejected), (1.0, 0.0), margin, pair.weight)
+    source = {pair.reads: pair.reading}
+    return Line(source, (pair.chosen, pair.rejected), (1.0, 0.0), pair.known_margin, pair.weight)
 
 
 def _ranking(row: Json, where: str) -> Line:

@@ -26,10 +26,11 @@ from trl import RewardTrainer
 from rlprompt import models
 from rlprompt.algorithms.trl.common import Adam, arguments, drive, isolated
 from rlprompt.algorithms.trl.model import TokenizerView, pad_id
-from rlprompt.algorithms.trl.sft import Order
+from rlprompt.algorithms.trl.order import Order, OrderedTrainer
 from rlprompt.config import AlgorithmConfig, RunConfig, Section
 from rlprompt.errors import CheckpointError, ConfigError
 from rlprompt.policies.lora import LoRASettings, with_lora
+from rlprompt.preference_pairs import PreferencePair
 from rlprompt.rewards.learned import files
 from rlprompt.rewards.learned.bradley_terry import PairAccuracy, model_accuracy
 from rlprompt.rewards.learned.language_model import (
@@ -40,7 +41,7 @@ from rlprompt.rewards.learned.language_model import (
     describe_base,
     unfrozen,
 )
-from rlprompt.rewards.learned.pairs import PreferencePair, split_pairs, what_is_read
+from rlprompt.rewards.learned.pairs import hold_out, what_is_read
 from rlprompt.types import Json
 
 CHECKPOINT = "checkpoint"
@@ -110,7 +111,7 @@ def train_reward_model(
     """Trains a reward model; the same pairs, settings and machine give the same bytes.
 
     Args:
-        pairs: see `rlprompt.rewards.learned.pairs`.
+        pairs: that all read an input, or all a context.
         folder: where the model is saved; None keeps it in memory.
         config: how; all defaults where it is None.
         resume: goes on from the checkpoint in the folder, where there is one. The result is that of an uninterrupted
@@ -125,7 +126,7 @@ def train_reward_model(
     settings = RewardModelConfig() if config is None else config
     if folder is None and (resume or settings.checkpoint_every is not None):
         raise ConfigError("checkpoints need a folder; give one, or leave resume and checkpoint_every out")
-    learnt, rest = split_pairs(pairs, settings.held_out, settings.seed)
+    learnt, rest = hold_out(pairs, settings.held_out, settings.seed)
     model = _untrained(settings, what_is_read(pairs))
     rows, cut = _rows(model, learnt, settings)
     losses = _fit(model, rows, settings, None if folder is None else Path(folder) / CHECKPOINT, resume=resume)
@@ -177,19 +178,14 @@ class NetworkModel(PreTrainedModel):  # type: ignore[no-untyped-call]  # untyped
         return 0
 
 
-class PairTrainer(RewardTrainer):  # type: ignore[misc]  # untyped there
+class PairTrainer(OrderedTrainer, RewardTrainer):  # type: ignore[misc]  # untyped there
     """TRL's trainer over pairs whose order we give, with weights."""
 
-    order: Order
     losses: list[float]
 
-    def _send_telemetry(self) -> None:
-        pass
-
-    def _get_train_sampler(self, *_: Any) -> Order:
-        return self.order
-
-    def compute_loss(self, model: Any, inputs: Json, return_outputs: bool = False, **_: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """Computes the weighted loss; TRL's own loss knows no weights, and is not used."""
         weight = inputs.pop("weight")
         _, outputs = super().compute_loss(model, inputs, return_outputs=True)
@@ -251,12 +247,14 @@ def _rows(model: RewardModel, pairs: Sequence[PreferencePair], config: RewardMod
     """Returns the rows of TRL's data set, and how many pairs lost the beginning of a row."""
     rows, cut = [], 0
     for pair in pairs:
-        if config.margin_scale > 0 and pair.margin is None:
-            raise ConfigError(f"pair '{pair.id}' has no margin, but margin_scale is {config.margin_scale}; set it to 0")
-        ids = [model.reading.ids(model.tokenizer, pair.context, text) for text in (pair.chosen, pair.rejected)]
+        if config.margin_scale > 0 and pair.known_margin is None:
+            raise ConfigError(
+                f"pair '{pair.id}' has no margin above 0, but margin_scale is {config.margin_scale}; set it to 0"
+            )
+        ids = [model.reading.ids(model.tokenizer, pair.reading, text) for text in (pair.chosen, pair.rejected)]
         # Longer rows were cut to this length; a row that has it exactly counts as well.
         cut += max(map(len, ids)) >= model.reading.max_tokens
-        margin = config.margin_scale * (pair.margin or 0.0)
+        margin = config.margin_scale * (pair.known_margin or 0.0)
         rows.append({"chosen_ids": ids[0], "rejected_ids": ids[1], "margin": margin, "weight": pair.weight})
     return rows, cut
 

@@ -8,51 +8,31 @@ The target is never asked.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from rlprompt.algorithms.preference_losses import mean_logp, rrhf_loss, weighted_mean
-from rlprompt.algorithms.trl.common import (
-    Adam,
-    Recorder,
-    arguments,
-    begin,
-    check_dropout,
-    drive,
-    refuse_unused,
-    surroundings,
-)
+from rlprompt.algorithms.trl.common import Adam, refuse_unused
+from rlprompt.algorithms.trl.from_file import FileStage, HeldOutMetrics, fit_file
 from rlprompt.algorithms.trl.model import PolicyModel, pad_id
-from rlprompt.algorithms.trl.preference_data import Ranked, check_data, load_ranked
-from rlprompt.algorithms.trl.rollout import Rollout
-from rlprompt.algorithms.trl.sft import Order, collator, labelled
-from rlprompt.config import RunConfig
+from rlprompt.algorithms.trl.order import Order, OrderedTrainer
+from rlprompt.algorithms.trl.preference_data import Ranked, load_ranked
+from rlprompt.algorithms.trl.sft import collator, labelled
 from rlprompt.types import Json, RunContext
 
 USED = ("rank_weight",)
 
 
-class PromptRRHF(Trainer):  # type: ignore[misc]  # untyped there
+class PromptRRHF(OrderedTrainer):
     """The loop of transformers over rankings whose order we give."""
 
-    order: Order
     rank_weight: float
-    loss: float = float("nan")
     notes: dict[str, float]
-
-    def _get_train_sampler(self, *_: Any) -> Order:
-        return self.order
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """One gradient; the loss is kept for the report."""
-        loss: Tensor = super().training_step(*args, **kwargs)
-        self.loss = float(loss)
-        return loss
 
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Tensor:
         """Returns the weighted mean of the loss over the contexts of a batch."""
@@ -72,40 +52,18 @@ def fit(run: RunContext) -> None:
     Raises:
         ConfigError: the stage names no data, none that the policy may write, or a setting that does not fit.
     """
-    config: RunConfig = run.config
-    refuse_unused(config.algorithm, *USED)
-    begun = begin(run)
-    if begun is None:
-        return
-    start, state = begun
-    check_dropout(run)
-    data = getattr(run, "data", None)
-    source, path = check_data(data, "rrhf", ("ranked", "pairs"))
-    rollout = Rollout(run)
-    rows, last = config.algorithm.minibatch_size or config.env.num_envs, config.algorithm.iterations
-    with surroundings(run) as folder:
-        model = rollout.model()
-        rankings = load_ranked(run, path, model, source=source)
-        held_out = None
-        if data and "val" in data:
-            held_out = load_ranked(run, Path(str(data["val"])), model, source=source)
-        adam = Adam(dict(model.trainable.named_parameters()), config.algorithm, state)
-        trainer = make_trainer(
-            model,
-            rankings,
-            Order(len(rankings), rows, seed=config.seed, first=start, last=last),
-            adam,
-            arguments(config, folder, rollout.policy.device, rows=rows, steps=last - start),
-            config.algorithm.rank_weight,
-        )
+    refuse_unused(run.config.algorithm, *USED)
+    fit_file(run, "rrhf", ("ranked", "pairs"), _build)
 
-        def report() -> tuple[None, None, dict[str, float]]:
-            step = start + int(trainer.state.global_step)
-            due = step % (data or {}).get("val_every", 10) == 0 or step == last
-            more = held_out_metrics(model, held_out, rows) if held_out is not None and due else {}
-            return None, None, trainer.metrics() | more
 
-        drive(trainer, Recorder(run, start, adam.state_dict, report))
+def _build(stage: FileStage) -> tuple[PromptRRHF, HeldOutMetrics | None]:
+    model, rank_weight = stage.model, stage.run.config.algorithm.rank_weight
+    rankings = load_ranked(stage.run, stage.path, model, source=stage.source)
+    measure = None
+    if stage.held_out is not None:
+        kept = load_ranked(stage.run, stage.held_out, model, source=stage.source)
+        measure = partial(held_out_metrics, model, kept, stage.rows)
+    return make_trainer(model, rankings, stage.order(len(rankings)), stage.adam, stage.shared, rank_weight), measure
 
 
 def make_trainer(

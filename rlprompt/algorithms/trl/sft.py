@@ -7,13 +7,11 @@ Batches are drawn by (seed, "pairs", epoch) alone. The target is never asked.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from datasets import Dataset
-from torch.utils.data import Sampler
 from trl import SFTConfig, SFTTrainer
 
 from rlprompt.algorithms.trl.common import (
@@ -27,11 +25,11 @@ from rlprompt.algorithms.trl.common import (
     surroundings,
 )
 from rlprompt.algorithms.trl.model import IGNORED, PolicyModel, TokenizerView, pad_id
+from rlprompt.algorithms.trl.order import Order, OrderedTrainer
 from rlprompt.algorithms.trl.pairs import Pair, load_pairs, write_pairs
 from rlprompt.algorithms.trl.rollout import Rollout
 from rlprompt.config import RunConfig
 from rlprompt.errors import ConfigError
-from rlprompt.seeding import generator
 from rlprompt.types import Json, RunContext
 
 logger = logging.getLogger(__name__)
@@ -39,56 +37,8 @@ logger = logging.getLogger(__name__)
 METRICS = {"entropy": "loss/entropy", "mean_token_accuracy": "loss/token_accuracy"}
 
 
-class Order(Sampler[int]):
-    """The pairs of the steps from `first` on: one keyed permutation per epoch, one epoch behind the other.
-
-    Args:
-        num_pairs: how many there are.
-        batch_size: pairs of one step.
-        seed: the run's seed.
-        first: the first step, from 0.
-        last: the step behind the last one.
-        round_number: the round whose pairs they are; None where one file serves the whole run.
-    """
-
-    def __init__(
-        self, num_pairs: int, batch_size: int, *, seed: int, first: int, last: int, round_number: int | None = None
-    ) -> None:
-        self._num_pairs, self._seed = num_pairs, seed
-        self._keys = () if round_number is None else (round_number,)
-        self._places = range(first * batch_size, last * batch_size)
-
-    def __len__(self) -> int:
-        """Returns the number of pairs, repeated ones counted each time."""
-        return len(self._places)
-
-    def __iter__(self) -> Iterator[int]:
-        """Yields the numbers of the pairs."""
-        epoch, order = -1, None
-        for place in self._places:
-            if place // self._num_pairs != epoch or order is None:
-                epoch = place // self._num_pairs
-                order = generator(self._seed, "pairs", *self._keys, epoch).permutation(self._num_pairs)
-            yield int(order[place % self._num_pairs])
-
-
-class PromptSFT(SFTTrainer):  # type: ignore[misc]  # untyped there
+class PromptSFT(OrderedTrainer, SFTTrainer):  # type: ignore[misc]  # untyped there
     """TRL's SFT over pairs whose order we give."""
-
-    order: Order
-    loss: float = float("nan")
-
-    def _send_telemetry(self) -> None:
-        pass
-
-    def _get_train_sampler(self, *_: Any) -> Order:
-        return self.order
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One gradient; the loss is kept for the report."""
-        loss: torch.Tensor = super().training_step(*args, **kwargs)
-        self.loss = float(loss)
-        return loss
 
     def metrics(self) -> dict[str, float]:
         """Returns the metrics of the step that ended."""

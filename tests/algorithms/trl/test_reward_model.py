@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from preference_pairs import count_of, planted_texts, ruled_pairs
+from tiny_transformers import CHAT, save_tokenizer
 
 from rlprompt.algorithms.trl.reward_model import (
     CHECKPOINT,
@@ -20,9 +21,9 @@ from rlprompt.algorithms.trl.reward_model import (
 )
 from rlprompt.config import RewardConfig
 from rlprompt.errors import CheckpointError, ConfigError
+from rlprompt.preference_pairs import PreferencePair
 from rlprompt.rewards import load_component
-from rlprompt.rewards.learned.language_model import DESCRIPTION, WEIGHTS, LanguageModelReward, RewardModel
-from rlprompt.rewards.learned.pairs import PreferencePair
+from rlprompt.rewards.learned.language_model import DESCRIPTION, WEIGHTS, LanguageModelReward, Reading, RewardModel
 from rlprompt.types import TargetOutput
 
 PAIRS = ruled_pairs(planted_texts, count_of("w03"), 100)
@@ -117,7 +118,7 @@ def test_a_resumed_training_is_the_uninterrupted_one(tmp_path: Path, monkeypatch
 
 def test_the_folder_gives_back_the_same_rewards_whatever_stands_beside_a_text(tmp_path: Path) -> None:
     trained = train_reward_model(PAIRS, tmp_path, config()).model
-    contexts, texts = [pair.context for pair in PAIRS], [pair.chosen for pair in PAIRS]
+    contexts, texts = [pair.reading for pair in PAIRS], [pair.chosen for pair in PAIRS]
     loaded = RewardModel.load(tmp_path, device="cpu")
     together = loaded.score(contexts, texts)
     assert together.tolist() == trained.score(contexts, texts).tolist()
@@ -135,8 +136,8 @@ def test_weights_margins_and_a_whole_lm_change_what_is_learnt(tmp_path: Path) ->
     assert heavy[0] == pytest.approx(2 * plain[0])
     wide = train_reward_model([replace(pair, margin=1.0) for pair in PAIRS], config=config(margin_scale=0.5)).losses
     assert wide[0] == pytest.approx(math.log1p(math.exp(0.5)))
-    with pytest.raises(ConfigError, match=r"pair 'p\d+' has no margin, but margin_scale is 0\.5; set it to 0"):
-        train_reward_model([replace(pair, margin=None) for pair in PAIRS], config=config(margin_scale=0.5))
+    with pytest.raises(ConfigError, match=r"pair 'p\d+' has no margin above 0, but margin_scale is 0\.5; set it to 0"):
+        train_reward_model([replace(pair, margin=0.0) for pair in PAIRS], config=config(margin_scale=0.5))
     whole = train_reward_model(PAIRS, tmp_path, config(lora=None, lr=0.005)).model
     assert "transformer.wte.weight" in whole.network.trained()
     loaded = RewardModel.load(tmp_path, device="cpu")
@@ -145,6 +146,13 @@ def test_weights_margins_and_a_whole_lm_change_what_is_learnt(tmp_path: Path) ->
 
     fresh = load_frozen("planted-10", dtype="float32", device="cpu").transformer.wte.weight  # type: ignore[union-attr]
     assert not torch.equal(fresh, whole.network.trained()["transformer.wte.weight"])  # the shared copy stays as it was
+
+
+def test_an_input_is_the_users_message_and_a_context_stands_as_it_is(tmp_path: Path) -> None:
+    tokenizer = save_tokenizer(tmp_path, template=CHAT)
+    rows = {reads: Reading(reads, True, 64).ids(tokenizer, "Say it", "good") for reads in ("input", "context")}
+    assert tokenizer.decode(rows["input"]) == "<user>Say it</s><assistant>good</s>"
+    assert tokenizer.decode(rows["context"]) == "Say it good</s>"
 
 
 def test_rows_end_with_the_text_and_lose_their_beginning_where_they_are_too_long() -> None:
@@ -244,7 +252,7 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
             train_reward_model(PAIRS, config=config(**changes))
     with pytest.raises(ConfigError, match="checkpoints need a folder"):
         train_reward_model(PAIRS, config=config(checkpoint_every=1))
-    mixed = [*PAIRS, PreferencePair("x", "c", "a", "b", reads="context")]
+    mixed = [*PAIRS, PreferencePair("x", "a", "b", context="c")]
     with pytest.raises(ConfigError, match="some pairs have 'input' and others 'context'"):
         train_reward_model(mixed, config=config())
     with pytest.raises(ConfigError, match="there are no pairs to learn from"):

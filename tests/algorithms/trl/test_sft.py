@@ -10,8 +10,9 @@ import pytest
 import torch
 from toy import ToyRun, make_config
 
+from rlprompt.algorithms.trl.order import Order
 from rlprompt.algorithms.trl.pairs import load_pairs
-from rlprompt.algorithms.trl.sft import Order, fit
+from rlprompt.algorithms.trl.sft import fit
 from rlprompt.errors import ConfigError
 from rlprompt.types import Example
 

@@ -7,6 +7,7 @@ import pytest
 from scipy.optimize import brentq
 
 from rlprompt.errors import ConfigError
+from rlprompt.preference_pairs import PreferencePair
 from rlprompt.rewards.learned.bradley_terry import (
     compare_models,
     fit_bradley_terry,
@@ -14,7 +15,6 @@ from rlprompt.rewards.learned.bradley_terry import (
     pair_accuracy,
     pair_loss,
 )
-from rlprompt.rewards.learned.pairs import PreferencePair
 
 
 class Table:
@@ -28,7 +28,7 @@ class Table:
 
 
 def pairs(*names: str) -> list[PreferencePair]:
-    return [PreferencePair(name, "c", name[0], name[1]) for name in names]
+    return [PreferencePair(name, name[0], name[1], input="c") for name in names]
 
 
 def test_the_loss_is_minus_the_log_of_the_preference_probability() -> None:

@@ -42,7 +42,7 @@ def head(folder: Path) -> dict[str, Any]:
 def success(folder: Path) -> dict[str, Any]:
     from rlprompt.rewards.learned.success_training import LoggedOutcome, train_success_model
 
-    outcomes = [LoggedOutcome(pair.context, text, text == pair.chosen) for pair in PAIRS for text in (pair.chosen, "w")]
+    outcomes = [LoggedOutcome(pair.reading, text, text == pair.chosen) for pair in PAIRS for text in (pair.chosen, "w")]
     train_success_model(outcomes, folder, classifiers=("logistic-0.01",), resamples=2, device="cpu")
     return {"model": str(folder), "device": "cpu"}
 

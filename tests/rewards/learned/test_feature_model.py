@@ -8,6 +8,7 @@ from preference_pairs import ruled_pairs
 
 from rlprompt.config import RewardConfig
 from rlprompt.errors import CheckpointError, ConfigError
+from rlprompt.preference_pairs import PreferencePair
 from rlprompt.rewards import load_component
 from rlprompt.rewards.learned.bradley_terry import compare_models, fit_bradley_terry
 from rlprompt.rewards.learned.feature_model import (
@@ -17,7 +18,7 @@ from rlprompt.rewards.learned.feature_model import (
     train_feature_model,
 )
 from rlprompt.rewards.learned.features import numbers
-from rlprompt.rewards.learned.pairs import PreferencePair, split_pairs
+from rlprompt.rewards.learned.pairs import hold_out
 from rlprompt.types import TargetOutput
 
 NOUNS = ("trains", "houses", "apples", "letters", "rivers", "books", "stones", "roads")
@@ -67,7 +68,7 @@ def test_the_feature_of_the_rule_gets_the_weight_and_names_it() -> None:
 def test_named_features_beat_a_model_that_reads_only_the_words_on_new_contexts() -> None:
     """The numbers of a new context were never seen as words: only the feature knows what to look for."""
     pairs = make_pairs()
-    learnt, rest = split_pairs(pairs, 0.2, seed=0)
+    learnt, rest = hold_out(pairs, 0.2, seed=0)
     features = train_feature_model(pairs, seed=0).model
     found = compare_models(features, BagOfNouns(learnt), rest)
     assert found.first.share > found.second.share + 0.2
@@ -77,9 +78,9 @@ def test_named_features_beat_a_model_that_reads_only_the_words_on_new_contexts()
 
 def test_the_reward_is_the_weighted_sum_of_standardised_features() -> None:
     pairs = [
-        PreferencePair("1", "", "a b c", "a"),
-        PreferencePair("2", "", "a b", "a b c d"),
-        PreferencePair("3", "", "a b c d", "a b"),
+        PreferencePair("1", "a b c", "a", input=""),
+        PreferencePair("2", "a b", "a b c d", input=""),
+        PreferencePair("3", "a b c d", "a b", input=""),
     ]
     model = train_feature_model(pairs, features=["type-token-ratio", "length"], held_out=0.0).model
     constant, length = model.weights
@@ -97,7 +98,7 @@ def test_two_trainings_write_the_same_bytes_and_the_folder_gives_the_model_back(
     train_feature_model(pairs, tmp_path / "b")
     assert (tmp_path / "a" / DESCRIPTION).read_bytes() == (tmp_path / "b" / DESCRIPTION).read_bytes()
     assert [path.name for path in (tmp_path / "a").iterdir()] == [DESCRIPTION]
-    contexts, texts = [pair.context for pair in pairs], [pair.chosen for pair in pairs]
+    contexts, texts = [pair.reading for pair in pairs], [pair.chosen for pair in pairs]
     again = FeatureModel.load(tmp_path / "a")
     assert again.score(contexts, texts).tolist() == trained.score(contexts, texts).tolist()
     assert again.facts["held_out"]["pairs"] == 8
@@ -123,7 +124,7 @@ def test_it_is_a_reward_by_name(tmp_path: Path) -> None:
 
 
 def test_a_model_of_contexts_reads_what_the_policy_read(tmp_path: Path) -> None:
-    pairs = [PreferencePair(str(n), f"say {n}", f"I say {n}", "no", reads="context") for n in range(10)]
+    pairs = [PreferencePair(str(n), f"I say {n}", "no", context=f"say {n}") for n in range(10)]
     train_feature_model(pairs, tmp_path, features=["kept-numbers"])
     reward = FeatureModelReward(str(tmp_path))
     outputs = [TargetOutput(text="")] * 2

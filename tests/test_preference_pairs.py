@@ -64,6 +64,13 @@ def test_what_is_written_is_read_back_with_every_field(tmp_path: Path) -> None:
     }
 
 
+def test_a_pair_says_what_was_read_and_whether_its_margin_is_known() -> None:
+    first, second = _pair(margin=0.5), PreferencePair(id="b", chosen="x", rejected="", context="Rewrite: Why?")
+    assert (first.reads, first.reading, first.known_margin) == ("input", "Why?", 0.5)
+    assert (second.reads, second.reading, second.known_margin) == ("context", "Rewrite: Why?", None)
+    assert (_pair(input="").reading, _pair(margin=-0.5).known_margin) == ("", None)
+
+
 def test_a_line_needs_four_columns_and_the_rest_has_defaults(tmp_path: Path) -> None:
     (pair,) = read_pairs(_file(tmp_path, LINE, ""))
     assert (pair.margin, pair.weight, pair.source, pair.example_id) == (0.0, 1.0, "", "")

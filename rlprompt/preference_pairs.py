@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from rlprompt.errors import ConfigError, RunError
+from rlprompt.errors import ConfigError
+from rlprompt.json_lines import json_lines, write_json_lines
 from rlprompt.seeding import generator
 from rlprompt.types import Json
 
@@ -68,6 +66,21 @@ class PreferencePair:
         taken = sorted(set(self.columns) & _FIELDS)
         if taken:
             raise ConfigError(f"pair '{self.id}': a free column must not be called '{taken[0]}'; rename it")
+
+    @property
+    def reads(self) -> str:
+        """Which of the two `reading` is: "input" or "context"."""
+        return "context" if self.input is None else "input"
+
+    @property
+    def reading(self) -> str:
+        """The text that both texts were written for: the input, or the context in its place."""
+        return str(self.context if self.input is None else self.input)
+
+    @property
+    def known_margin(self) -> float | None:
+        """The margin where it says how much better the chosen text is; None where a rule decided: it is 0 or less."""
+        return self.margin if self.margin > 0 else None
 
     def to_json(self) -> Json:
         """Returns a line of the pairs file: the fields, of input and context the one that is there, the columns."""
@@ -155,9 +168,8 @@ def sft_rows(pairs: Iterable[PreferencePair]) -> list[Json]:
     """
     found: dict[tuple[str, str, str], Json] = {}
     for pair in pairs:
-        name = "input" if pair.context is None else "context"
-        read = str(getattr(pair, name))
-        found.setdefault((name, read, pair.chosen), {name: read, "target": pair.chosen})
+        key = (pair.reads, pair.reading, pair.chosen)
+        found.setdefault(key, {pair.reads: pair.reading, "target": pair.chosen})
     return list(found.values())
 
 
@@ -192,66 +204,4 @@ def split_pairs(
 
 
 def _group(pair: PreferencePair) -> tuple[str, str]:
-    if pair.example_id:
-        return "example", pair.example_id
-    return ("input", pair.input) if pair.input is not None else ("context", str(pair.context))
-
-
-def json_lines(path: str | Path, what: str) -> list[tuple[int, Any]]:
-    """Returns (line number from 1, value) of every line of a JSONL file that is not empty.
-
-    Raises:
-        ConfigError: the file cannot be read, or a line is not JSON.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise ConfigError(f"cannot read {what} {path}: {reason}") from error
-    found = []
-    # Only "\n" ends a line: str.splitlines would cut at line separators within a text as well.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            found.append((number, json.loads(line)))
-        except ValueError as error:
-            raise ConfigError(f"{path}, line {number} is not JSON: {error}") from error
-    return found
-
-
-def write_json_lines(path: str | Path, rows: Iterable[Json]) -> None:
-    """Writes a JSONL file whole; NaN and infinity are refused.
-
-    Raises:
-        RunError: the file cannot be written.
-    """
-    data = json_text(rows).encode()
-    final = Path(path)
-    temporary = final.with_name(f".tmp-{os.getpid()}-{final.name}")
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, final)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise RunError(f"cannot write {final}: {error.strerror or error}; free or unlock it") from error
-
-
-def json_text(rows: Iterable[Json]) -> str:
-    """Returns what a JSONL file of the rows holds; NaN and infinity are refused."""
-    return "".join(_line(row) + "\n" for row in rows)
-
-
-def _line(row: Json) -> str:
-    """One line for every reader: lone surrogates have no UTF-8, and some readers cut at other line separators."""
-    line = json.dumps(row, ensure_ascii=False, allow_nan=False)
-    try:
-        line.encode()
-    except UnicodeEncodeError:
-        return json.dumps(row, allow_nan=False)
-    return line if len(line.splitlines()) == 1 else json.dumps(row, allow_nan=False)
+    return ("example", pair.example_id) if pair.example_id else (pair.reads, pair.reading)
