@@ -45,6 +45,7 @@ def configured_env(config: RunConfig, scorer_spec: Json) -> tuple[str, dict[str,
         arguments |= {"eos": env.eos, "context": config.policy.context}
     else:
         arguments |= asdict(MetaSettings.from_config(env))
+        del arguments["composed"]  # nobody writes before a policy that writes alone
     if env.kind != "rewrite":
         arguments.pop("level", None)
     if env.kind != "stimulus":

@@ -38,7 +38,7 @@ def env(**arguments: Any) -> AECEnv[str, Any, Any]:
 
 
 def parallel_env(**arguments: Any) -> ParallelEnv[str, Any, Any]:
-    """Returns the game in PettingZoo's parallel form: all agents act, and the action of the one whose turn it is counts.
+    """Returns the game in PettingZoo's parallel form: all agents act, but only the one whose turn it is writes.
 
     Args:
         **arguments: as of `env`.

@@ -1,7 +1,10 @@
 """The three forms: PettingZoo's AEC and parallel, and RLlib's; its tests pass, and one game is one game in all."""
 
 import json
+import re
+import runpy
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -212,3 +215,15 @@ def test_resets_count_iterations_and_options_set_the_key(game):
     assert copies.reset()[0]["agent_0:0"]["key"].tolist() == [7, 0]  # abandoned: played again
     with pytest.raises(ConfigError, match="'iteration' must be an integer"):
         played.reset(options={"iteration": -1})
+
+
+def test_the_game_of_the_page_finds_the_planted_prompt(tmp_path, capsys):
+    page = Path(__file__).parents[3] / "docs" / "multiprompter.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    script = tmp_path / "block.py"
+    script.write_text(block, encoding="utf-8")
+    names = runpy.run_path(str(script))
+    best = names["env"].unwrapped.game.scorer.target.optimum
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["first", "second"]
+    assert all(best in line for line in lines)
