@@ -1,5 +1,7 @@
 """Gymnasium environments in which a policy writes prompts; importing this package registers their ids.
 
+The game of several agents, `rlprompt/MultiPrompter-v0`, is PettingZoo's kind of environment: `rlprompt.envs.multi`.
+
 `gymnasium.make("rlprompt.envs:rlprompt/TokenPrompt-v0", ...)` imports it, which is what remote workers need.
 """
 
@@ -7,7 +9,7 @@ from __future__ import annotations
 
 import gymnasium
 
-from rlprompt.envs.configured import configured_env
+from rlprompt.envs.configured import configured_env, configured_multi
 from rlprompt.envs.rewrite import RewriteEnv, RewriteVectorEnv
 from rlprompt.envs.sequence_action import SequenceAction, SequenceActionVector
 from rlprompt.envs.stimulus import StimulusEnv, StimulusVectorEnv
@@ -24,6 +26,7 @@ __all__ = [
     "TokenPromptEnv",
     "TokenPromptVectorEnv",
     "configured_env",
+    "configured_multi",
 ]
 
 for _name, _module in {"TokenPrompt": "sequence_action", "Rewrite": "rewrite", "Stimulus": "stimulus"}.items():

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from rlprompt.agents import settled
 from rlprompt.config import RunConfig
 from rlprompt.envs.contexts import MetaSettings
+from rlprompt.errors import ConfigError
 from rlprompt.types import Json
 
 ENV_IDS = {
@@ -22,8 +24,13 @@ def configured_env(config: RunConfig, scorer_spec: Json) -> tuple[str, dict[str,
     Args:
         config: the run's configuration; `env.num_envs` is left to the caller.
         scorer_spec: from `rlprompt.scoring.scorer_spec`, or the `spec` of a scorer of this process.
+
+    Raises:
+        ConfigError: the environment has several agents, which Gymnasium has no form for.
     """
     env = config.env
+    if env.kind == "multi":
+        raise ConfigError("env.kind is 'multi', a game of several agents; build it with rlprompt.envs.configured_multi")
     arguments: dict[str, Any] = {
         "scorer": scorer_spec,
         "tokenizer": config.policy.model,
@@ -38,9 +45,43 @@ def configured_env(config: RunConfig, scorer_spec: Json) -> tuple[str, dict[str,
         arguments |= {"eos": env.eos, "context": config.policy.context}
     else:
         arguments |= asdict(MetaSettings.from_config(env))
+        del arguments["composed"]  # nobody writes before a policy that writes alone
     if env.kind != "rewrite":
         arguments.pop("level", None)
     if env.kind != "stimulus":
         arguments.pop("hint_reward", None)
         arguments["examples_per_step"] = env.examples_per_step
     return ENV_IDS[env.kind], arguments
+
+
+def configured_multi(config: RunConfig, scorer_spec: Json) -> dict[str, Any]:
+    """Returns the JSON arguments of `rlprompt.envs.multi.env` and `parallel_env`; with `num_envs`, of RLlib's form.
+
+    Args:
+        config: the run's configuration; `env.num_envs` is left to the caller.
+        scorer_spec: as of `configured_env`.
+
+    Raises:
+        ConfigError: the environment has one agent only, or the agents do not fit.
+    """
+    env = config.env
+    if env.kind != "multi":
+        raise ConfigError(f"env.kind is '{env.kind}', which has one agent; build it with rlprompt.envs.configured_env")
+    agents = settled(env.agents, per_input=env.per_input, model=config.policy.model)
+    return {
+        "scorer": scorer_spec,
+        "agents": [agent.model_dump(mode="json") for agent in agents],
+        "tokenizer": config.policy.model,
+        "mask": env.mask.model_dump(mode="json"),
+        "context": config.policy.context,
+        "examples_per_step": env.examples_per_step,
+        "step_reward": env.step_reward,
+        "draft": env.draft,
+        "level": env.level,
+        "chat": env.chat,
+        "rewrites_per_input": env.rewrites_per_input,
+        "samples": env.samples,
+        "action": env.action,
+        "seed": config.seed,
+        "action_mask_in_info": False,
+    }

@@ -76,6 +76,8 @@ class MetaSettings:
     hint_reward: float = 0.0
     max_context: int | None = None
     """Most tokens that the policy reads; None takes all positions of its model that the prompt leaves."""
+    composed: bool | None = None
+    """Whether other agents write before this one; None for a policy that writes alone."""
 
     @classmethod
     def from_config(cls, env: EnvConfig) -> MetaSettings:
@@ -101,7 +103,9 @@ class MetaSettings:
             ConfigError: a value out of range, a slot that is missing or unknown, or no draft for the slot {draft}.
         """
         self.check()
-        meta = load_meta_prompt(self.meta_prompt, per_input=self.level == "instance", turns=self.turns)
+        meta = load_meta_prompt(
+            self.meta_prompt, per_input=self.level == "instance", turns=self.turns, composed=self.composed
+        )
         if "draft" in meta.slots and not self.draft:
             raise ConfigError("the meta-prompt has the slot {draft}, but env.draft is empty; write a draft instruction")
         return meta
@@ -118,6 +122,7 @@ class MetaContexts:
         limit: most tokens of a context; None for no limit.
         scorer: draws the inputs, and has the examples.
         round_size: prompts of one iteration over all workers.
+        composed_room: most tokens of `{composed}`.
 
     Raises:
         ConfigError: a slot is missing or unknown; the meta-prompt is too long for the policy; the number of prompts
@@ -125,7 +130,14 @@ class MetaContexts:
     """
 
     def __init__(
-        self, tokenizer: Any, settings: MetaSettings, *, limit: int | None, scorer: Scorer, round_size: int
+        self,
+        tokenizer: Any,
+        settings: MetaSettings,
+        *,
+        limit: int | None,
+        scorer: Scorer,
+        round_size: int,
+        composed_room: int = 0,
     ) -> None:
         self.meta = settings.load()
         self.per_input = settings.level == "instance"
@@ -143,7 +155,8 @@ class MetaContexts:
         self._fixed = {"draft": settings.draft}
         if "examples" in self.meta.slots:
             self._fixed["examples"] = shown_examples(scorer)
-        self._room = feedback_room(settings.turns)
+        self._composed_room = composed_room
+        self._room = feedback_room(settings.turns) + (composed_room + 2 if composed_room else 0)  # and a line break
         bare = len(self._encode({}))
         if limit is not None and bare + self._room > limit:
             raise ConfigError(
@@ -163,21 +176,30 @@ class MetaContexts:
         drawn = self._scorer.draw_inputs(iteration, self._round_size // repeats)
         return [drawn[(int(episode) % self._round_size) // repeats] for episode in episodes]
 
-    def read(self, examples: Sequence[Example] | None, feedback: Sequence[str]) -> tuple[list[str], IntArray]:
+    def read(
+        self, examples: Sequence[Example] | None, feedback: Sequence[str], composed: Sequence[str] | None = None
+    ) -> tuple[list[str], IntArray]:
         """Returns the texts and token ids (B, C); C is at least `width`, and more only for inputs not in train."""
-        rows = [self.one(None if examples is None else examples[index], said) for index, said in enumerate(feedback)]
+        before = [""] * len(feedback) if composed is None else composed
+        rows = [
+            self.one(None if examples is None else examples[index], said, before[index])
+            for index, said in enumerate(feedback)
+        ]
         width = max([self.width, *(len(ids) for _, ids in rows)])
         padded = np.full((len(rows), width), NOT_WRITTEN, dtype=np.int64)
         for row, (_, ids) in enumerate(rows):
             padded[row, : len(ids)] = ids
         return [text for text, _ in rows], padded
 
-    def one(self, example: Example | None, feedback: str = "") -> tuple[str, list[int]]:
+    def one(self, example: Example | None, feedback: str = "", composed: str = "") -> tuple[str, list[int]]:
         """Returns the text and the token ids that one prompt is written after."""
-        if not feedback:
+        if not feedback and not composed:
             return self._first(example)
-        short = cut_text(self._tokenizer, feedback, FEEDBACK_TOKENS)
-        return self._fit("" if example is None else example.input, {"feedback": short})
+        values = {
+            "feedback": cut_text(self._tokenizer, feedback, FEEDBACK_TOKENS),
+            "composed": cut_text(self._tokenizer, composed, self._composed_room),
+        }
+        return self._fit("" if example is None else example.input, values)
 
     def _first(self, example: Example | None) -> tuple[str, list[int]]:
         key = "" if example is None else example.id

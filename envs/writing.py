@@ -100,7 +100,7 @@ class PromptWriting:
         self.tokenizer = load_tokenizer(tokenizer)
         self.vocabulary_size = len(self.tokenizer)
         self.eos_id = eos_token(self.tokenizer) if eos else None
-        settings = _mask_config(mask)
+        settings = mask_config(mask)
         self.no_repeat = settings.no_repeat
         self.static_mask = static_mask(self.tokenizer, settings, eos=eos)
         words = int(self.static_mask.sum()) - int(eos)
@@ -299,7 +299,7 @@ class PromptWriting:
                 prompts, self.inputs, samples=self.meta.samples, contexts=self.context_texts
             )
         for row in np.flatnonzero(~scores.prompt_valid).tolist():
-            self._failures.setdefault(row, _failure(scores, row))
+            self._failures.setdefault(row, failure_of(scores, row))
         self.last_scores = scores
         return scores
 
@@ -346,14 +346,16 @@ def iteration_from(options: Json | None, known: tuple[str, ...]) -> Json:
     return checked
 
 
-def _mask_config(mask: Mapping[str, Any] | None) -> MaskConfig:
+def mask_config(mask: Mapping[str, Any] | None) -> MaskConfig:
+    """Returns the restrictions of an environment's argument; raises ConfigError for an unknown or wrong one."""
     try:
         return MaskConfig.model_validate(dict(mask or {}))
     except ValidationError as error:
         raise ConfigError(f"mask: {describe(error, MaskConfig)}") from error
 
 
-def _failure(scores: Scores, row: int) -> Failure:
+def failure_of(scores: Scores, row: int) -> Failure:
+    """Returns why a prompt is not valid."""
     for prompt, _, failure in scores.failures:
         if prompt == row:
             return failure

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from rlprompt.agents import AgentConfig, check_names
 from rlprompt.errors import ConfigError, did_you_mean
+from rlprompt.sections import Section as Section
 
 Range = tuple[float, float]
 PreferenceLoss = Literal[
@@ -31,12 +33,6 @@ PreferenceLoss = Literal[
     "discopop",
 ]
 """TRL's losses of its DPO trainer that learn from pairs; all do with policy and reference."""
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, and unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class TaskConfig(Section):
@@ -124,10 +120,13 @@ class MaskConfig(Section):
 
 
 class EnvConfig(Section):
-    """The environment: `rlprompt/TokenPrompt-v0`, `rlprompt/Rewrite-v0` or `rlprompt/Stimulus-v0`."""
+    """The environment: `rlprompt/TokenPrompt-v0`, `Rewrite-v0`, `Stimulus-v0` or `MultiPrompter-v0`."""
 
-    kind: Literal["token-prompt", "rewrite", "stimulus"] = "token-prompt"
-    """What the policy writes: a few tokens, a rewrite of a draft instruction or of an input, a hint for one input."""
+    kind: Literal["token-prompt", "rewrite", "stimulus", "multi"] = "token-prompt"
+    """What the policy writes: a few tokens, a rewrite of a draft instruction or of an input, a hint for one input; or,
+    with several agents that take turns, the segments of one prompt."""
+    agents: list[AgentConfig] = Field(default_factory=list)
+    """Multi: the agents in the order of their turns; lengths, ends and meta-prompts are theirs."""
     level: Literal["task", "instance"] = "task"
     """One prompt for all examples, or one for each example's input (a stimulus is always for one input)."""
     meta_prompt: str = "prewrite"
@@ -168,12 +167,24 @@ class EnvConfig(Section):
     @property
     def per_input(self) -> bool:
         """Whether a prompt is written for one example's input, and scored on that example only."""
-        return self.kind == "stimulus" or (self.kind == "rewrite" and self.level == "instance")
+        return self.kind == "stimulus" or (self.kind in ("rewrite", "multi") and self.level == "instance")
 
     @property
     def ends_with_eos(self) -> bool:
         """Whether EOS ends a prompt; rewrites and hints always end so."""
         return self.eos or self.kind != "token-prompt"
+
+    @model_validator(mode="after")
+    def _agents_fit(self) -> EnvConfig:
+        if self.kind != "multi":
+            if self.agents:
+                raise ValueError(f"agents is for env.kind=multi, but env.kind is '{self.kind}'; remove it")
+            return self
+        check_names(self.agents)
+        for name in ("prompt_length", "eos", "meta_prompt", "turns", "hint_reward"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is not for env.kind=multi, where each agent has its own part; remove it")
+        return self
 
 
 class AlgorithmConfig(Section):

@@ -74,7 +74,9 @@ def without_files(config: MaskConfig) -> MaskConfig:
     return config.model_copy(update={"candidates": None if candidates is None else list(candidates)})
 
 
-def step_mask(static: BoolArray, tokens: IntArray, *, eos_id: int | None, no_repeat: bool) -> BoolArray:
+def step_mask(
+    static: BoolArray, tokens: IntArray, *, eos_id: int | None, no_repeat: bool, before: IntArray | None = None
+) -> BoolArray:
     """Returns which token may be written next.
 
     Args:
@@ -84,6 +86,7 @@ def step_mask(static: BoolArray, tokens: IntArray, *, eos_id: int | None, no_rep
             (an empty prompt is no prompt), and a prompt that has written it may only write it again: it waits
             for the others.
         no_repeat: forbids tokens that the prompt already holds.
+        before: what other agents wrote into the prompt before, (B, p), -1 where nothing; counts for `no_repeat` only.
 
     Returns:
         Booleans (B, V).
@@ -91,8 +94,9 @@ def step_mask(static: BoolArray, tokens: IntArray, *, eos_id: int | None, no_rep
     written = np.asarray(tokens, dtype=np.int64)
     mask = np.repeat(np.asarray(static, dtype=np.bool_)[None], len(written), axis=0)
     if no_repeat:
-        rows, columns = np.nonzero(written >= 0)
-        mask[rows, written[rows, columns]] = False
+        held = written if before is None else np.concatenate([before, written], axis=1)
+        rows, columns = np.nonzero(held >= 0)
+        mask[rows, held[rows, columns]] = False
     if eos_id is not None:
         mask[:, eos_id] = bool(static[eos_id])  # no_repeat is about words
         mask[~(written >= 0).any(axis=1), eos_id] = False

@@ -1,7 +1,8 @@
 """Meta-prompts: what a policy is told to write, with slots for what it is written for. Registered by name.
 
 Slots: `{draft}`, the draft instruction; `{input}`, one example's input; `{examples}`, a few train examples with their
-answers; `{feedback}`, what went wrong in the turn before (empty in the first turn, its line break goes with it).
+answers; `{feedback}`, what went wrong in the turn before (empty in the first turn, its line break goes with it);
+`{composed}`, what other agents have written of the prompt before (empty for the first agent, likewise).
 `{{` and `}}` are literal braces. Slots are filled in one pass: braces in a user's text stay what they are.
 """
 
@@ -13,13 +14,30 @@ from dataclasses import dataclass
 
 from rlprompt.errors import ConfigError, UnknownNameError, did_you_mean
 
-SLOTS = ("draft", "input", "examples", "feedback")
+SLOTS = ("draft", "input", "examples", "feedback", "composed")
 _TOKEN = re.compile(r"\{\{|\}\}|(\n?)\{([^{}]*)\}|[{}]")
 _NAME = re.compile(r"[a-z][a-z0-9-]*")
 
 _PREWRITE = (
     "Rewrite the following instruction via rephrasing and/or adding specific requirements. Add instructions which "
     "would be helpful to solve the problem correctly. Output the new instruction only."
+)
+
+_ROLE_LINE = (
+    "A prompt is written in parts. Write the part that says who answers: one sentence that begins with 'You are' and "
+    "names an expert for the text below. Output that sentence only."
+)
+_INSTRUCTION = (
+    "A prompt is written in parts. Write the part that says what to do, for the text below, in one or two clear "
+    "sentences. Do not do it yourself. Output those sentences only."
+)
+_CONSTRAINTS = (
+    "A prompt is written in parts. Write the part that says what an answer has to keep to, for the text below: its "
+    "form, its length, what it must not contain. Output that part only."
+)
+_CLOSING_HINT = (
+    "A prompt is written in parts. Write its last part, a short hint that leads to right answers, for the text below. "
+    "Do not give an answer. Output the hint only."
 )
 
 
@@ -101,6 +119,30 @@ META_PROMPTS: dict[str, Registered] = {
         "does not hold. Output the new instruction only.\nInstruction: {draft}",
         "ablation after prior prompts for reinforcement fine-tuning (null-example), in our own words",
     ),
+    "role-line": Registered(
+        _ROLE_LINE + "\nInstruction: {draft}\n{composed}", "a segment of a composed prompt, in our own words"
+    ),
+    "role-line-input": Registered(
+        _ROLE_LINE + "\nRequest: {input}\n{composed}", "a segment of a composed prompt, in our own words"
+    ),
+    "instruction": Registered(
+        _INSTRUCTION + "\nTask: {draft}\n{composed}", "a segment of a composed prompt, in our own words"
+    ),
+    "instruction-input": Registered(
+        _INSTRUCTION + "\nTask: {input}\n{composed}", "a segment of a composed prompt, in our own words"
+    ),
+    "constraints": Registered(
+        _CONSTRAINTS + "\nInstruction: {draft}\n{composed}", "a segment of a composed prompt, in our own words"
+    ),
+    "constraints-input": Registered(
+        _CONSTRAINTS + "\nRequest: {input}\n{composed}", "a segment of a composed prompt, in our own words"
+    ),
+    "closing-hint": Registered(
+        _CLOSING_HINT + "\nInstruction: {draft}\n{composed}", "a segment of a composed prompt, in our own words"
+    ),
+    "closing-hint-input": Registered(
+        _CLOSING_HINT + "\nRequest: {input}\n{composed}", "a segment of a composed prompt, in our own words"
+    ),
 }
 
 
@@ -156,13 +198,17 @@ class MetaPrompt:
         return "".join(pieces) + self._tail
 
 
-def load_meta_prompt(name_or_text: str, *, per_input: bool = False, turns: int = 1) -> MetaPrompt:
+def load_meta_prompt(
+    name_or_text: str, *, per_input: bool = False, turns: int = 1, composed: bool | None = None
+) -> MetaPrompt:
     """Returns the meta-prompt of a registered name, or the given text, checked for the slots that it needs.
 
     Args:
         name_or_text: one lower-case word with hyphens is a name; anything else is a text.
         per_input: whether it is read once for each input: it then needs {input}, otherwise {draft}.
         turns: with more than one it needs {feedback} as well.
+        composed: whether other agents write before this one: it then needs {composed}; False allows the slot, None
+            is for a policy that writes alone, which has no use for it.
 
     Raises:
         UnknownNameError: nothing is registered under the name.
@@ -177,14 +223,21 @@ def load_meta_prompt(name_or_text: str, *, per_input: bool = False, turns: int =
         )
     meta = MetaPrompt(text)
     needed = ["input" if per_input else "draft"] + (["feedback"] if turns > 1 else [])
+    needed += ["composed"] if composed else []
     why = {
         "input": "it is read once for each input",
         "draft": "it is read with the draft instruction (env.draft)",
         "feedback": f"env.turns is {turns}",
+        "composed": "other agents write before the one that reads it",
     }
     for slot in needed:
         if slot not in meta.slots:
             raise ConfigError(f"meta-prompt{named} has no slot {{{slot}}}, but {why[slot]}; add it, or choose another")
+    if composed is None and "composed" in meta.slots:
+        raise ConfigError(
+            f"meta-prompt{named} has the slot {{composed}}, which is for agents that compose one prompt "
+            "(env.kind=multi); choose another"
+        )
     if not per_input and "input" in meta.slots:
         raise ConfigError(
             f"meta-prompt{named} has the slot {{input}}, but one prompt is written for all inputs; set "

@@ -2,7 +2,7 @@
 
 Built-in names are in the tables below; other packages add theirs through the entry-point groups
 `rlprompt.rewards`, `rlprompt.features` (of texts, for reward models), `rlprompt.stabilisers`, `rlprompt.targets`,
-`rlprompt.policies` and `rlprompt.algorithms`.
+`rlprompt.policies`, `rlprompt.algorithms` and `rlprompt.roles` (of agents that compose one prompt).
 A name with a colon, `my_module:my_function`, is code of the user: it is imported only where the caller allows
 the module (`allow_modules`), and never from a run folder.
 """
@@ -95,6 +95,12 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "random": "rlprompt.search.random:fit",
         "greedy": "rlprompt.search.random:greedy",
     },
+    "roles": {
+        "role-line": "rlprompt.roles:ROLE_LINE",
+        "instruction": "rlprompt.roles:INSTRUCTION",
+        "constraints": "rlprompt.roles:CONSTRAINTS",
+        "hint": "rlprompt.roles:HINT",
+    },
 }
 
 
@@ -105,6 +111,7 @@ SINGULAR = {
     "targets": "target",
     "policies": "policy",
     "algorithms": "algorithm",
+    "roles": "role",
 }
 
 
@@ -118,7 +125,7 @@ def resolve(group: str, name: str, *, allow_modules: Sequence[str] = (), search_
     """Imports what a name stands for.
 
     Args:
-        group: "rewards", "features", "stabilisers", "targets", "policies" or "algorithms".
+        group: "rewards", "features", "stabilisers", "targets", "policies", "algorithms" or "roles".
         name: a registered name, or `module:attribute`.
         allow_modules: modules (with their submodules) that `module:attribute` may import.
         search_path: folder of the user's configuration; modules that lie in it are allowed and importable.

@@ -198,3 +198,10 @@ def test_the_cached_mask_cannot_be_written_to():
     mask = static_mask(load_tokenizer("planted-50"), PLAIN, eos=False)
     with pytest.raises(ValueError, match="read-only"):
         mask[0] = False
+
+
+def test_what_other_agents_wrote_before_counts_for_no_repeat_only():
+    static, own, before = np.ones(5, dtype=bool), np.array([[1]]), np.array([[2, 4, -1]])
+    mask = step_mask(static, own, eos_id=4, no_repeat=True, before=before)
+    assert np.flatnonzero(mask[0]).tolist() == [0, 3, 4]  # an EOS before does not end this one
+    assert step_mask(static, own, eos_id=4, no_repeat=False, before=before).all()

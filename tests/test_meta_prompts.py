@@ -13,7 +13,8 @@ def test_a_registered_meta_prompt_has_its_slot_and_a_source(name):
     slots = MetaPrompt(META_PROMPTS[name].text).slots
     assert META_PROMPTS[name].source
     turns = 2 if "feedback" in slots else 1
-    meta = load_meta_prompt(name, per_input="input" in slots, turns=turns)
+    composed = True if "composed" in slots else None
+    meta = load_meta_prompt(name, per_input="input" in slots, turns=turns, composed=composed)
     filled = meta.fill(dict.fromkeys(SLOTS, NASTY))
     assert filled.count(NASTY) == len(slots)
 

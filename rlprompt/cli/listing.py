@@ -20,7 +20,7 @@ def list_kind(
         str,
         typer.Argument(
             help="tasks, models, rewards, features, stabilisers, policies, algorithms, targets, envs, meta-prompts, "
-            "pair-builders, recipes or runs."
+            "roles, pair-builders, recipes or runs."
         ),
     ],
 ) -> int:
@@ -77,13 +77,11 @@ def _targets() -> list[list[str]]:
 def _envs() -> list[list[str]]:
     import gymnasium
 
-    import rlprompt.envs  # noqa: F401  registers the ids
+    import rlprompt.envs.multi  # registers the ids
 
-    return [
-        [name, str(spec.entry_point)]
-        for name, spec in sorted(gymnasium.registry.items())
-        if name.startswith("rlprompt/")
-    ]
+    made = {name: str(spec.entry_point) for name, spec in gymnasium.registry.items() if name.startswith("rlprompt/")}
+    made[rlprompt.envs.multi.ENV_ID] = "rlprompt.envs.multi:env"  # PettingZoo's
+    return [[name, place] for name, place in sorted(made.items())]
 
 
 def _meta_prompts() -> list[list[str]]:
@@ -94,6 +92,17 @@ def _meta_prompts() -> list[list[str]]:
         [name, " ".join(f"{{{slot}}}" for slot in sorted(MetaPrompt(entry.text).slots)), entry.source]
         for name, entry in sorted(META_PROMPTS.items())
     ]
+
+
+def _roles() -> list[list[str]]:
+    """Name, meta-prompts at task and at instance level, and separator."""
+    from rlprompt.registry import names, resolve
+
+    rows = []
+    for name in sorted(names("roles")):
+        role = resolve("roles", name)
+        rows.append([name, role.task, role.instance, repr(role.separator)])
+    return rows
 
 
 def _pair_builders() -> list[list[str]]:
@@ -171,6 +180,7 @@ _LISTERS: dict[str, Callable[[], list[list[str]]]] = {
     "targets": _targets,
     "envs": _envs,
     "meta-prompts": _meta_prompts,
+    "roles": _roles,
     "pair-builders": _pair_builders,
     "recipes": _recipes,
     "runs": _runs,
