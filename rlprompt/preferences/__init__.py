@@ -11,6 +11,7 @@ from rlprompt.preferences.pairs import (
     write_json_lines,
     write_pairs,
 )
+from rlprompt.preferences.scored import ranked_rows
 
 __all__ = [
     "BUILDERS",
@@ -21,6 +22,7 @@ __all__ = [
     "builder_names",
     "check_builder",
     "json_lines",
+    "ranked_rows",
     "read_pairs",
     "sft_rows",
     "split_pairs",
