@@ -74,7 +74,14 @@ def test_methods_see_the_pairs_equally_often_and_rounds_write_as_much_as_the_poo
     assert (selective.items, selective.regenerate) == ("all", 0.5)
 
 
-def test_the_script_makes_all_cells_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_the_script_makes_all_cells_and_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*more: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["question_rewriter.py", *command, *more])
+        return script.main()
+
+    methods = [name for name in script.NAMES if name not in ("dpo", "dpo-norm")]  # as "ipo", but for the loss
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- question-rewriter -->\n<!-- /question-rewriter -->\nafter\n")
     overrides = [
@@ -89,16 +96,14 @@ def test_the_script_makes_all_cells_and_goes_on_where_it_stopped(tmp_path: Path)
         "budget={max_target_calls: 100}",
         f"run={{dir: {tmp_path / 'runs'}, tensorboard: false}}",
     ]
-    command = [sys.executable, str(ROOT / "experiments" / "question_rewriter.py"), *overrides]
-    command += ["--seeds", "0", "--readme", str(readme), "--results", str(tmp_path / "results")]
-    command += ["--transfer", "planted:chained", "--transfer-task", "{}"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    command = [*overrides, "--seeds", "0", "--readme", str(readme), "--results", str(tmp_path / "results")]
+    command += ["--transfer", "planted:chained", "--transfer-task", "{}", "--methods"]
+    assert run(*methods) == 0
     folder = tmp_path / "results" / "question-rewriter"
-    assert {path.stem for path in folder.iterdir()} == {f"{name}-0" for name in ("pool", *script.NAMES)}
-    cells = {method: json.loads((folder / f"{method}-0.json").read_text()) for method in script.NAMES}
+    assert {path.stem for path in folder.iterdir()} == {f"{name}-0" for name in ("pool", *methods)}
+    cells = {method: json.loads((folder / f"{method}-0.json").read_text()) for method in methods}
     # 2 rounds of 16 texts and 4 inputs, then texts and originals of 4 dev inputs; equal texts are asked about once.
-    offline = {cells[method]["target_calls"] for method in script.OFFLINE}
+    offline = {cells[method]["target_calls"] for method in ("sft", "ipo", "rrhf")}
     assert max(offline) - min(offline) <= 4
     assert all(30 < calls <= 48 for calls in [*offline, cells["online-dpo"]["target_calls"]])
     assert cells["rounds-selective"]["target_calls"] < cells["rounds-full"]["target_calls"] <= 44
@@ -114,24 +119,23 @@ def test_the_script_makes_all_cells_and_goes_on_where_it_stopped(tmp_path: Path)
     assert min(mean["sft"], mean["online-dpo"]) > mean["untrained"]
     text = readme.read_text()
     assert text.startswith("before\n")
-    assert all(f"| {name} |" in text for name in script.NAMES.values())
+    assert all(f"| {script.NAMES[name]} |" in text for name in methods)
     runs = len(list(tmp_path.glob("runs/*/*")))
-    (folder / "dpo-0.json").unlink()
-    again = subprocess.run([*command, "--methods", "dpo"], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr[-2000:]
+    (folder / "ipo-0.json").unlink()
+    assert run("ipo", "sft") == 0
     assert len(list(tmp_path.glob("runs/*/*"))) == runs + 1  # neither the pool nor another cell was made again
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--transfer", "no/such-model"], "error: model 'no/such-model'"),
-        (["--transfer", "", "algorithm.name=dpo"], "error: the recipe's algorithm must be online-dpo, got dpo"),
-    ],
-)
-def test_a_mistake_is_told_of_before_anything_is_trained(arguments: list[str], message: str, tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "experiments" / "question_rewriter.py"), "--results", str(tmp_path)]
-    done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+def test_a_mistake_is_told_of_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["x.py", "--results", str(tmp_path), "--transfer", "planted:none"])
+    assert script.main() == 2
+    assert "error: unknown landscape 'none'" in capfd.readouterr().err
+    command = [sys.executable, str(ROOT / "experiments" / "question_rewriter.py"), "algorithm.name=dpo"]
+    done = subprocess.run(
+        [*command, "--transfer", "", "--results", str(tmp_path)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2, done.stderr
-    assert message in done.stderr
+    assert done.stderr == "error: the recipe's algorithm must be online-dpo, got dpo\n"
     assert list(tmp_path.iterdir()) == []
