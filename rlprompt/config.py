@@ -192,7 +192,8 @@ class AlgorithmConfig(Section):
 
     name: str = "ppo"
     """ppo, sql, reinforce, grpo, rloo; from data: sft, dpo, rrhf; in rounds: online-dpo, expert-iteration; or a
-    baseline: random (samples of the untrained policy at equal budget), greedy (its most probable text)."""
+    baseline: random (samples of the untrained policy at equal budget), greedy (its most probable text); or evolve
+    (rewrites of single inputs, improved in rounds by an untrained policy that reads the best ones so far)."""
     iterations: int = Field(default=40, ge=1)
     lr: float = Field(default=5e-5, gt=0)
     """Adam's learning rate (RLPrompt: 5e-5)."""
@@ -262,6 +263,8 @@ class AlgorithmConfig(Section):
     """Rounds: which inputs of the first round take part in the later ones; "all" draws other inputs every round."""
     items_share: float = Field(default=0.5, gt=0, le=1)
     """Rounds: the share of inputs that take part, where `items` chooses them."""
+    survivors: int = Field(default=3, ge=1)
+    """Evolve: the best texts of each input that the policy reads, with their scores, before it writes new ones."""
 
 
 class BudgetConfig(Section):

@@ -94,6 +94,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "expert-iteration": "rlprompt.algorithms.trl.expert_iteration:fit",
         "random": "rlprompt.search.random:fit",
         "greedy": "rlprompt.search.random:greedy",
+        "evolve": "rlprompt.search.evolve:fit",
     },
     "roles": {
         "role-line": "rlprompt.roles:ROLE_LINE",

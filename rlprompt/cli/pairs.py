@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from rlprompt.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from rlprompt.preferences import Built, Candidate, PreferencePair
+    from rlprompt.types import Json
 
 
 def pairs(
@@ -43,6 +45,10 @@ def pairs(
     sft_output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The chosen texts of --output as a file for SFT.")
     ] = None,
+    ranked_output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="All texts of each group with their scores as a file for RRHF."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object on standard output and nothing else.")
     ] = False,
@@ -53,14 +59,16 @@ def pairs(
     """
     if (val_fraction is None) != (val_output is None):
         raise ConfigError("--val-fraction and --val-output belong together; give both or none")
-    files = [path.resolve() for path in (output, val_output, sft_output) if path is not None]
+    files = [path.resolve() for path in (output, val_output, sft_output, ranked_output) if path is not None]
     if len(set(files)) < len(files):
-        raise ConfigError("--output, --val-output and --sft-output must be different files")
+        raise ConfigError("--output, --val-output, --sft-output and --ranked-output must be different files")
     arguments = parse_arguments(arg or [])
     with quiet_stdout():
-        built = _build(run, against, phase, scores, max_failed_fraction, builder, arguments)
+        candidates, built = _build(run, against, phase, scores, max_failed_fraction, builder, arguments)
         kept, held_out = _split(built, val_fraction, _seed(run))
-        _write(kept, held_out, output, val_output, sft_output)
+        ranked = _ranked(candidates, arguments, held_out) if ranked_output is not None else []
+        _write(kept, held_out, output, val_output)
+        _write_rows(kept, ranked, sft_output, ranked_output)
     report = {**built.to_json(), "train_pairs": len(kept), "val_pairs": len(held_out)}
     if as_json:
         say_json(report)
@@ -88,7 +96,7 @@ def _build(
     max_failed_fraction: float,
     builder: str,
     arguments: dict[str, Any],
-) -> Built:
+) -> tuple[Sequence[Candidate], Built]:
     from rlprompt.preferences import build_pairs, check_builder
     from rlprompt.runs import load_run
     from rlprompt.runs.candidates import candidates_of
@@ -106,7 +114,7 @@ def _build(
     built = build_pairs(builder, found.candidates, against=second, reward_weights=found.weights, **arguments)
     if not built.pairs:
         raise RunError(f"no pairs: {built.why_empty()}")
-    return built
+    return found.candidates, built
 
 
 def _seed(run: Path) -> int:
@@ -121,20 +129,37 @@ def _split(built: Built, fraction: float | None, seed: int) -> tuple[list[Prefer
     return (list(built.pairs), []) if fraction is None else split_pairs(built.pairs, fraction, seed=seed)
 
 
-def _write(
-    kept: list[PreferencePair],
-    held_out: list[PreferencePair],
-    output: Path,
-    val_output: Path | None,
-    sft_output: Path | None,
-) -> None:
-    from rlprompt.preferences import sft_rows, write_json_lines, write_pairs
+def _ranked(
+    candidates: Sequence[Candidate], arguments: dict[str, Any], held_out: Sequence[PreferencePair]
+) -> list[Json]:
+    """The rankings by the builder's score, without the examples of pairs that are held out."""
+    from rlprompt.preferences import ranked_rows
+
+    options = {name: arguments[name] for name in ("score", "per_iteration") if name in arguments}
+    elsewhere = {pair.example_id or pair.input for pair in held_out}
+    rows = [row for row in ranked_rows(candidates, **options) if (row["example_id"] or row["input"]) not in elsewhere]
+    if not rows:
+        raise RunError("no rankings: all texts of each group tie; leave out --ranked-output")
+    return rows
+
+
+def _write(kept: list[PreferencePair], held_out: list[PreferencePair], output: Path, val_output: Path | None) -> None:
+    from rlprompt.preferences import write_pairs
 
     write_pairs(output, kept)
     if val_output is not None:
         write_pairs(val_output, held_out)
+
+
+def _write_rows(
+    kept: list[PreferencePair], ranked: list[Json], sft_output: Path | None, ranked_output: Path | None
+) -> None:
+    from rlprompt.preferences import sft_rows, write_json_lines
+
     if sft_output is not None:
         write_json_lines(sft_output, sft_rows(kept))
+    if ranked_output is not None:
+        write_json_lines(ranked_output, ranked)
 
 
 def _say_report(built: Built, held_out: int | None) -> None:

@@ -43,6 +43,12 @@ def rewrite(
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Most tokens that the policy writes (those of its training).")
     ] = None,
+    meta_prompt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="What the policy reads in the place of its meta-prompt, with the same slots."
+        ),
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="The policy's frozen LM, where it is not found under its saved name.")
     ] = None,
@@ -68,7 +74,7 @@ def rewrite(
         with quiet_stdout():
             from rlprompt.serving import Rewriter
 
-            rewriter = Rewriter.load(run, model=model, device=device)
+            rewriter = Rewriter.load(run, model=model, device=device, meta_prompt=meta_prompt)
         number = 0
         while batch := list(islice(lines, batch_size)):
             with quiet_stdout():

@@ -5,6 +5,7 @@ from rlprompt.preference_pairs import PreferencePair, read_pairs, sft_rows, spli
 from rlprompt.preferences.builders import BUILDERS, Built, build_pairs, builder_names, check_builder
 from rlprompt.preferences.candidates import Candidate
 from rlprompt.preferences.elected import Elected, VotedPrompts, pairs_of_votes
+from rlprompt.preferences.scored import ranked_rows
 from rlprompt.preferences.votes import Vote, VoteFile, VoteHeader, VoteLog, check_annotator, read_votes
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "json_lines",
     "json_text",
     "pairs_of_votes",
+    "ranked_rows",
     "read_pairs",
     "read_votes",
     "sft_rows",

@@ -25,9 +25,10 @@ from rlprompt.preferences.candidates import (
     check_number,
     check_numbers,
     exceeds,
+    make_groups,
 )
 from rlprompt.preferences.checks import MERITS, Limits, failed_merits
-from rlprompt.types import BoolArray, FloatArray
+from rlprompt.types import BoolArray, FloatArray, Json
 
 
 def best_worst(group: Group, *, score: str = REWARD) -> Verdict:
@@ -193,6 +194,35 @@ def merit(
         if exceeds(value, worst[0]) and not failed_merits(candidate.text, candidate.naive, tuple(checks), limits):
             return Verdict((Draft(candidate, worst[1], value - worst[0]),), usable=len(ranked))
     return Verdict(reason="no better candidate has all merits", usable=len(ranked))
+
+
+def ranked_rows(candidates: Sequence[Candidate], *, score: str = REWARD, per_iteration: bool = False) -> list[Json]:
+    """Returns what RRHF learns from: the texts of each group, best first, with their scores.
+
+    Groups with fewer than two texts that have the score, and those whose scores all tie, are left out.
+
+    Args:
+        candidates: scored texts.
+        score: which score.
+        per_iteration: whether only texts of one iteration are compared.
+    """
+    rows: list[Json] = []
+    for group in make_groups(candidates, per_iteration=per_iteration):
+        ranked = group.ranked(score)
+        if ends(ranked)[0] is None:
+            continue
+        own: Json = {} if group.iteration is None else {"iteration": group.iteration}
+        rows.append(
+            {
+                "id": f"ranked-{len(rows)}",
+                "input": group.first.input,
+                "texts": [candidate.text for _, candidate in ranked],
+                "scores": [value for value, _ in ranked],
+                "example_id": group.first.example_id,
+                **own,
+            }
+        )
+    return rows
 
 
 def ends(

@@ -116,6 +116,7 @@ class Rewriter:
         model: str | None = None,
         device: str = "auto",
         answer: Callable[[Rendered], str] | None = None,
+        meta_prompt: str | None = None,
     ) -> Rewriter:
         """Loads a rewriter; nothing that the folder names is imported, and no file that it names is read.
 
@@ -124,6 +125,8 @@ class Rewriter:
             model: the policy's frozen LM, where it is not found under the saved name.
             device: where the policy works: "auto", "cpu", "cuda", ...; a fixed prompt needs none.
             answer: see the class.
+            meta_prompt: a text that the policy reads in the place of the one of its training, with the same slots: for
+                a policy that learnt to follow what stands there.
 
         Raises:
             ConfigError: nothing is saved there, or it does not say how to serve it.
@@ -134,6 +137,8 @@ class Rewriter:
         from rlprompt.policies import load_policy, read_policy_json
 
         served = Served.from_json(read_policy_json(path), str(path))
+        if meta_prompt is not None:
+            served = _with_meta_prompt(served, meta_prompt)
         policy = None
         if served.mode != "task":
             where = pick_device(device)
@@ -370,6 +375,16 @@ class Rewriter:
         else:
             whole = rendered.text or ""
         return RewriteResult(whole, True, prompt=written)
+
+
+def _with_meta_prompt(served: Served, text: str) -> Served:
+    if served.meta_prompt is None or served.mode == "task":
+        raise ConfigError("the run has one fixed prompt and reads no meta-prompt when it is served; leave it out")
+    wanted, given = MetaPrompt(served.meta_prompt).slots, MetaPrompt(text).slots
+    if given - {"feedback"} != wanted - {"feedback"}:
+        slots = " and ".join(f"{{{name}}}" for name in sorted(wanted - {"feedback"}))
+        raise ConfigError(f"the meta-prompt must have the slots of the run's own, {slots}; got {text!r}")
+    return served.model_copy(update={"meta_prompt": text})
 
 
 def _is_text(part: Any) -> bool:

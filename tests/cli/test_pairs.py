@@ -89,8 +89,9 @@ def test_arguments_reach_the_builder_and_files_are_the_same_every_time(
 def test_no_example_is_in_both_files_and_sft_gets_the_chosen_texts(
     inputs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    train, held_out, sft = (tmp_path / name for name in ("train.jsonl", "val.jsonl", "sft.jsonl"))
-    split = ["--val-fraction", 0.25, "--val-output", held_out, "--sft-output", sft]
+    names = ("train.jsonl", "val.jsonl", "sft.jsonl", "ranked.jsonl")
+    train, held_out, sft, ranked = (tmp_path / name for name in names)
+    split = ["--val-fraction", 0.25, "--val-output", held_out, "--sft-output", sft, "--ranked-output", ranked]
     report = _report(["pairs", inputs, "-o", train, *split], capfd)
     sides = [{pair.example_id for pair in read_pairs(path)} for path in (train, held_out)]
     assert not sides[0] & sides[1]
@@ -98,6 +99,13 @@ def test_no_example_is_in_both_files_and_sft_gets_the_chosen_texts(
     assert (report["train_pairs"], report["val_pairs"]) == (len(sides[0]), len(sides[1]))
     rows = [json.loads(line) for line in sft.read_text().splitlines()]
     assert rows == [{"input": pair.input, "target": pair.chosen} for pair in read_pairs(train)]
+    rankings = {row["example_id"]: row for row in map(json.loads, ranked.read_text().splitlines())}
+    assert set(rankings) == sides[0]
+    for pair in read_pairs(train):
+        row = rankings[pair.example_id]
+        assert (row["texts"][0], row["scores"][0]) == (pair.chosen, pair.chosen_scores["reward"])
+        assert len(row["texts"]) > 1
+        assert row["scores"] == sorted(row["scores"], reverse=True)
 
 
 def test_people_get_a_table(task: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -41,6 +41,14 @@ def test_one_text_is_printed_as_it_is(run: Path, capfd: pytest.CaptureFixture[st
     assert captured.out.startswith("w03 w04\nw")
 
 
+def test_another_meta_prompt_is_handed_on(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    given = "w30 w31 {input}"
+    assert main(["rewrite", str(run), "--text", "w03 w04", "--meta-prompt", given]) == 0
+    assert capfd.readouterr().out == Rewriter.load(run, meta_prompt=given).rewrite("w03 w04") + "\n"
+    assert main(["rewrite", str(run), "--text", "w03 w04", "--meta-prompt", "w30"]) == 2
+    assert "must have the slots of the run's own, {input}" in capfd.readouterr().err
+
+
 def test_lines_of_a_file_come_out_one_by_one(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "lines.txt"
     file.write_bytes("\r\n".join(LINES).encode())

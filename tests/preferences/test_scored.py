@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rlprompt.errors import ConfigError, UnknownNameError
-from rlprompt.preferences import Built, Candidate, PreferencePair, build_pairs
+from rlprompt.preferences import Built, Candidate, PreferencePair, build_pairs, ranked_rows
 
 
 def _c(text: str, reward: float | None = None, *, index: int = 0, example: str = "train/0", **more: Any) -> Candidate:
@@ -323,3 +323,18 @@ def test_candidates_without_any_score_say_so() -> None:
 def test_every_pair_is_a_valid_pair() -> None:
     for pair in build_pairs("dominance", THREE, n=9).pairs:
         assert PreferencePair.from_json(pair.to_json()) == pair
+
+
+def test_rankings_hold_all_texts_of_a_group_and_leave_out_what_ties() -> None:
+    failed = _c("failed", 2.0, index=4, failed=True)
+    tied = [_c("a", 1.0, example="train/1"), _c("b", 1.0, example="train/1", index=1)]
+    alone = [_c("a", 1.0, example="train/2")]
+    (row,) = ranked_rows([*GROUP, failed, *tied, *alone])
+    assert row == {
+        "id": "ranked-0",
+        "input": "input of train/0",
+        "texts": ["high", "twin", "middle", "low"],
+        "scores": [0.9, 0.9, 0.5, 0.1],
+        "example_id": "train/0",
+    }
+    assert ranked_rows([_c("x", scores={"judge": 1}), _c("y", scores={"judge": 2}, index=1)], score="judge")

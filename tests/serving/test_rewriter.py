@@ -25,6 +25,20 @@ def rewriter(save: Save) -> Rewriter:
     return Rewriter.load(save())
 
 
+def test_another_meta_prompt_is_read_in_the_place_of_the_saved_one(save: Save) -> None:
+    folder = save()
+    plain, other = Rewriter.load(folder), Rewriter.load(folder, meta_prompt="w30 w31 {input} w32")
+    assert other.context("w05") == [30, 31, 5, 32]
+    assert plain.context("w05") == [1, 5, 2]
+    assert Rewriter.load(folder, meta_prompt="w01 {input} w02").rewrite(TEXTS) == plain.rewrite(TEXTS)
+    assert other.rewrite(TEXTS) != plain.rewrite(TEXTS)
+    with pytest.raises(ConfigError, match=r"must have the slots of the run's own, \{input\}; got 'w30'"):
+        Rewriter.load(folder, meta_prompt="w30")
+    fixed = save(mode="task", prompt="It was", meta_prompt=None)
+    with pytest.raises(ConfigError, match="reads no meta-prompt when it is served"):
+        Rewriter.load(fixed, meta_prompt="w30 {input}")
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [

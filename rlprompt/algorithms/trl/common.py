@@ -162,6 +162,7 @@ _OPTIONAL = (
     "pair_by",
     "regenerate",
     "items",
+    "survivors",
 )
 
 
