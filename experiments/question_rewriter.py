@@ -6,7 +6,8 @@ second one (--transfer) was in no training. Cells in experiments/results/questio
 one cell at most. Rewrites its part of experiments/README.md.
 
 What learns from files learns from one pool a seed: rewrites by the untrained policy, as many as all rounds of online
-DPO write. Each of these methods is charged the whole pool. All see `algorithm.epochs` passes over their pairs.
+DPO write. Each of these methods is charged the whole pool. All make as many gradient steps as
+`algorithm.epochs` passes over the pairs take, and RRHF has as many texts in a step as DPO.
 """
 
 from __future__ import annotations
@@ -101,11 +102,12 @@ def configured(config: RunConfig, method: str, pool: Json | None = None) -> RunC
     algorithm = OFFLINE[method]["name"]
     key, file = FILES[algorithm]
     rows = settings.minibatch_size or config.env.num_envs
-    if algorithm == "rrhf":  # as many texts a step as of pairs
+    steps = math.ceil(settings.epochs * pool["lines"][file] / rows)
+    if algorithm == "rrhf":  # as many steps as with pairs, of as many texts
         rows = max(2 * rows // config.env.rewrites_per_input, 1)
     own = {"beta": settings.beta, "pair_weights": settings.pair_weights} if algorithm == "dpo" else {}
     learner = AlgorithmConfig(
-        iterations=math.ceil(settings.epochs * pool["lines"][file] / rows),
+        iterations=steps,
         minibatch_size=rows,
         lr=settings.lr,
         grad_clip=settings.grad_clip,

@@ -123,7 +123,7 @@ def test_configurable_preference_writes_longer_for_detailed_than_for_concise(fol
         "env.mask={candidates: [' it was good']}",
         "run.tensorboard=false",
     ]
-    runs = play("configurable-preference.md", folder, small=small, steps=40, model=tiny)
+    runs = play("configurable-preference.md", folder, small=small, steps=24, model=tiny)
     saved = runs["configurable-preference-dpo"]
     template = "Rewrite the review in plain words. Be {0}. Output the new review only. Review: {{input}}"
     new = [f"item {number}" for number in range(500, 516)]
@@ -134,7 +134,6 @@ def test_configurable_preference_writes_longer_for_detailed_than_for_concise(fol
         ]
         for name in ("concise", "detailed")
     }
-    print(words)
     assert sum(words["concise"]) < sum(words["detailed"])
 
 

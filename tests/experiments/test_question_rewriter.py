@@ -53,7 +53,7 @@ def test_the_tables_have_hand_computed_numbers(tmp_path: Path) -> None:
     assert lines[13].endswith("| 0.250 | -1.000 (-1.000 to -1.000) |")
 
 
-def test_methods_see_the_pairs_equally_often_and_rounds_write_as_much_as_the_pool() -> None:
+def test_methods_make_equally_many_steps_and_rounds_write_as_much_as_the_pool() -> None:
     config = load_config(RECIPE)
     pool = {"run": "runs/pool", "lines": {"pairs.jsonl": 128, "sft.jsonl": 128, "ranked.jsonl": 128}}
     runs = {method: script.configured(config, method, pool) for method in script.OFFLINE}
@@ -62,8 +62,8 @@ def test_methods_see_the_pairs_equally_often_and_rounds_write_as_much_as_the_poo
         "dpo": 32,
         "dpo-norm": 32,
         "ipo": 32,
-        "rrhf": 64,
-    }  # 2 passes over 128: 8 pairs are 16 texts a step, and so are 4 rankings of 4 texts
+        "rrhf": 32,
+    }  # 2 passes over 128 in eights; 8 pairs are 16 texts a step, and so are 4 rankings of 4 texts
     assert runs["rrhf"].algorithm.minibatch_size == 4
     assert runs["ipo"].algorithm.preference_loss == "ipo"
     assert runs["sft"].data == {"pairs": "runs/pool/pairs/sft.jsonl"}
