@@ -56,7 +56,7 @@ class MultiPrompterEnv(AECEnv[str, Observation, Any]):
         ConfigError: an argument does not fit.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]  # PettingZoo declares no ClassVar
+    metadata: ClassVar[dict[str, Any]] = {
         "name": "rlprompt/MultiPrompter-v0",
         "render_modes": [],
         "is_parallelizable": True,
@@ -146,6 +146,7 @@ class MultiPrompterEnv(AECEnv[str, Observation, Any]):
 
     def _mask(self, name: str) -> np.ndarray:
         place = self._places[name]
+        mask = np.zeros(self.game.seats[place].vocabulary_size, dtype=np.int8)
         if place == self.game.turn:
-            return self.game.allowed[0].astype(np.int8)
-        return np.zeros(self.game.seats[place].vocabulary_size, dtype=np.int8)
+            mask[self.game.allowed[0]] = 1
+        return mask

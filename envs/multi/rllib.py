@@ -15,6 +15,7 @@ from rlprompt.errors import ConfigError
 from rlprompt.types import FloatArray, Scores
 
 Dicts = dict[str, dict[str, Any]]
+Step = tuple[Dicts, dict[str, float], dict[str, bool], dict[str, bool], Dicts]
 
 
 def agent_id(name: str, copy: int) -> str:
@@ -105,9 +106,7 @@ class MultiPrompterRLlib(MultiAgentEnv):
         asked = self.ids[0]
         return self._observations(0, asked), self._infos(asked, {}, None)
 
-    def step(
-        self, action_dict: dict[str, Any]
-    ) -> tuple[Dicts, dict[str, float], dict[str, bool], dict[str, bool], Dicts]:
+    def step(self, action_dict: dict[str, Any]) -> Step:
         """Writes a token, or a segment, of every agent that was asked."""
         game, place = self.game, self.game.turn
         asked = [one for one, ended in zip(self.ids[place], game.ended, strict=True) if not ended]
@@ -132,7 +131,7 @@ class MultiPrompterRLlib(MultiAgentEnv):
             self._infos(following, masked, None),
         )
 
-    def _ends(self, move: Move, masked: dict[str, bool]) -> Any:
+    def _ends(self, move: Move, masked: dict[str, bool]) -> Step:
         if not self._is_set:
             self._next_iteration = self.game.iteration + 1
         observations: Dicts = {}
@@ -157,7 +156,7 @@ class MultiPrompterRLlib(MultiAgentEnv):
         return {one: {name: values[rows[one]] for name, values in columns.items()} for one in asked}
 
     def _infos(self, asked: list[str], masked: dict[str, bool], move: Move | None) -> Dicts:
-        game, found = self.game, {}
+        game, found = self.game, Dicts()
         for place, row in enumerate(self.ids):
             for copy, one in enumerate(row):
                 if one not in asked:

@@ -54,7 +54,8 @@ def turns_gae(turns: Sequence[TurnTokens], *, gamma: float, lam: float) -> list[
     )
     found = gae(rewards, values, written.gather(1, order), gamma=gamma, lam=lam)
     whole = [torch.zeros_like(part).scatter(1, order, part) for part in found]
-    return list(zip(*(part.split(widths, dim=1) for part in whole), strict=True))
+    advantages, returns = (torch.split(part, widths, dim=1) for part in whole)
+    return list(zip(advantages, returns, strict=True))
 
 
 def game_rewards(masks: Sequence[Tensor], rewards: Tensor, *, shared: bool) -> list[Tensor]:
