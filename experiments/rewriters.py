@@ -47,6 +47,8 @@ HERE = Path(__file__).resolve().parent
 METHODS = ("random", "ppo", "grpo")
 """Algorithms of the runs; "random" samples the untrained rewriter."""
 NAMES = {"random": "untrained rewriter", "ppo": "PPO", "grpo": "GRPO"}
+GRPO_LR = 5.0
+"""Times the recipe's learning rate: GRPO takes one gradient step an iteration, where PPO takes several."""
 
 
 def configured(config: RunConfig, method: str) -> RunConfig:
@@ -56,6 +58,7 @@ def configured(config: RunConfig, method: str) -> RunConfig:
     if method == "random":
         algorithm["kl_coeff"] = 0.0
     if method == "grpo":
+        algorithm["lr"] = GRPO_LR * config.algorithm.lr
         stabilisers = [entry for entry in stabilisers if entry.name != "leave-one-out"]
     return config.model_copy(
         update={
