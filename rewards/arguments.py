@@ -45,3 +45,9 @@ def check_arguments(what: str, made: Callable[..., Any], kwargs: Mapping[str, An
     for key in known:
         if found[key].default is inspect.Parameter.empty and key not in kwargs:
             raise ConfigError(f"{what} needs the argument '{key}'; give it as kwargs: {{{key}: ...}}")
+
+
+def is_async(reward: Any) -> bool:
+    """Whether calling a reward gives a coroutine: an `async` function, or an object with such a `__call__`."""
+    called = getattr(reward, "__call__", None)  # noqa: B004 - what a call runs, not whether it can be called
+    return inspect.iscoroutinefunction(reward) or inspect.iscoroutinefunction(called)

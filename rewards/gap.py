@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from rlprompt.config import RewardConfig
 from rlprompt.errors import ConfigError
+from rlprompt.rewards.arguments import is_async
 from rlprompt.rewards.component import load_component
 from rlprompt.types import TargetOutput
 
@@ -38,7 +38,7 @@ class GapOverOriginal:
         self._inner = load_component(RewardConfig(name=reward, kwargs=dict(kwargs or {})))
         inner = self._inner.reward
         stateful = hasattr(inner, "state_dict") or bool(self._inner.records)
-        if self._inner.needs_original or stateful or _is_async(inner):
+        if self._inner.needs_original or stateful or is_async(inner):
             raise ConfigError(
                 f"gap-over-original: reward '{reward}' has a state, is async, records further numbers or compares with "
                 "the original itself; name another one"
@@ -93,7 +93,3 @@ class GapOverOriginal:
 
 def _difference(after: float | None, before: float | None) -> float | None:
     return None if after is None or before is None else float(after) - float(before)
-
-
-def _is_async(reward: Any) -> bool:
-    return inspect.iscoroutinefunction(reward) or inspect.iscoroutinefunction(getattr(reward, "__call__", None))  # noqa: B004

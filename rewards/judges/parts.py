@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from rlprompt.errors import CheckpointError, ConfigError
+from rlprompt.rewards.arguments import is_async
 from rlprompt.rewards.component import Component, load_part
 from rlprompt.rewards.reward_set import common_need, common_original
 from rlprompt.rewards.spending import Account, JudgeCalls
@@ -35,8 +35,7 @@ def make_part(whose: str, entry: Part, label: str, load: LoadPart | None) -> Com
         part = (load_part if load is None else load)(entry, label)
     else:
         raise ConfigError(f"{whose}: write a part as {{name: ..., kwargs: ...}}, got {entry!r}")
-    called = getattr(part.reward, "__call__", None)  # noqa: B004
-    if inspect.iscoroutinefunction(part.reward) or inspect.iscoroutinefunction(called):
+    if is_async(part.reward):
         raise ConfigError(f"{whose}: reward '{part.name}' is async and cannot be part of another one; name another")
     return part
 

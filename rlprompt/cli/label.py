@@ -75,7 +75,13 @@ def label(
     with quiet_stdout():
         labelled = _labelled(run, phase)
         drawn = labelled.run.config.seed if seed is None else seed
-        queue = labelled.queue(pairs, seed=drawn, what=what, builder=builder, arguments=_arguments(arg or []))  # type: ignore[arg-type]
+        queue = labelled.queue(
+            pairs,
+            seed=drawn,
+            what=what,  # type: ignore[arg-type]  # one of the two, as `_check_options` has seen
+            builder=builder,
+            arguments=_arguments(arg or []),
+        )
     path = votes[0] if votes else None
     if simulate is not None:
         return _simulate(labelled, queue, simulate, noise, by, drawn, path, as_json)

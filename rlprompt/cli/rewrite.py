@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,18 +59,14 @@ def rewrite(
     Line breaks within a result are written as the two characters \n, except for --text. A text that cannot be
     rewritten comes out as it is; the reason is on standard error, or in the JSON object.
     """
-    columns = dict(_column(given) for given in column or ())
     options: dict[str, Any] = {
-        "columns": columns,
+        "columns": dict(_column(given) for given in column or ()),
         "temperature": temperature,
         "seed": seed,
         "max_tokens": max_tokens,
         "batch_size": batch_size,
     }
-    sources = [given for given in (lines_of, file) if given is not None]
-    if len(sources) + (text is not None) != 1 or lines_of not in (None, "-"):
-        raise ConfigError("give one of --text T, --file F or - (standard input)")
-    with _lines(sources[0]) if text is None else _one(text) as lines:
+    with _texts(text, file, lines_of) as lines:
         with quiet_stdout():
             from rlprompt.serving import Rewriter
 
@@ -83,6 +79,14 @@ def rewrite(
                 number += 1
                 _say(result, number, as_json=as_json, whole=text is not None)
     return 0
+
+
+def _texts(text: str | None, file: str | None, lines_of: str | None) -> AbstractContextManager[Iterator[str]]:
+    """Returns the texts of the one source that was given."""
+    sources = [given for given in (lines_of, file) if given is not None]
+    if len(sources) + (text is not None) != 1 or lines_of not in (None, "-"):
+        raise ConfigError("give one of --text T, --file F or - (standard input)")
+    return _lines(sources[0]) if text is None else _one(text)
 
 
 def _say(result: RewriteResult, number: int, *, as_json: bool, whole: bool) -> None:
