@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlprompt.agents import settled
 from rlprompt.config import RunConfig
 from rlprompt.envs.contexts import MetaSettings
 from rlprompt.errors import ConfigError
 from rlprompt.types import Json
+
+if TYPE_CHECKING:
+    from rlprompt.envs.multi.game import Game
 
 ENV_IDS = {
     "token-prompt": "rlprompt.envs:rlprompt/TokenPrompt-v0",
@@ -85,3 +88,22 @@ def configured_multi(config: RunConfig, scorer_spec: Json) -> dict[str, Any]:
         "seed": config.seed,
         "action_mask_in_info": False,
     }
+
+
+def configured_game(config: RunConfig, scorer_spec: Json, *, batch: int | None = None) -> Game:
+    """Returns the game of a run without any library's form around it, for B copies; `env.num_envs` by default.
+
+    Args:
+        config: the run's configuration.
+        scorer_spec: as of `configured_env`.
+        batch: copies B.
+
+    Raises:
+        ConfigError: agents, masks, meta-prompts or rewards do not fit together.
+    """
+    from rlprompt.envs.multi.game import Game
+
+    rules = configured_multi(config, scorer_spec)
+    for name in ("action", "seed", "action_mask_in_info"):
+        del rules[name]
+    return Game(batch=config.env.num_envs if batch is None else batch, round_size=config.env.num_envs, **rules)

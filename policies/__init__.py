@@ -7,12 +7,24 @@ from typing import TYPE_CHECKING
 
 from rlprompt.policies.base import FeaturePolicy, PromptPolicy, Writer
 from rlprompt.policies.saving import load_policy, read_policy_json
+from rlprompt.policies.team import PromptTeam, build_team, configured_team, load_team
 from rlprompt.registry import resolve
 
 if TYPE_CHECKING:
     from rlprompt.config import PolicyConfig
 
-__all__ = ["FeaturePolicy", "PromptPolicy", "Writer", "build_policy", "load_policy", "read_policy_json"]
+__all__ = [
+    "FeaturePolicy",
+    "PromptPolicy",
+    "PromptTeam",
+    "Writer",
+    "build_policy",
+    "build_team",
+    "configured_team",
+    "load_policy",
+    "load_team",
+    "read_policy_json",
+]
 
 
 def build_policy(

@@ -99,6 +99,7 @@ def write_prompts(
     no_repeat: bool,
     length: int,
     uniforms: FloatArray | None,
+    before: Tensor | None = None,
 ) -> Tensor:
     """Writes one prompt per context, token by token.
 
@@ -110,6 +111,7 @@ def write_prompts(
         no_repeat: forbids a token that the prompt already holds.
         length: tokens to write, T.
         uniforms: (B, T) in [0, 1), one per token; None writes the most probable token every time.
+        before: what other agents wrote into the prompts before, (B, p), -1 where nothing; counts for `no_repeat`.
 
     Returns:
         Token ids (B, T) on the device of `context`; EOS after the first EOS.
@@ -121,6 +123,7 @@ def write_prompts(
         raise ConfigError(f"uniforms must have the shape {(len(context), length)}, got {uniforms.shape}")
     tokens = torch.full((len(context), length), -1, dtype=torch.long, device=context.device)
     writer = policy.writer(context)
+    held = None if before is None else before.cpu().numpy()
     last: Tensor | None = None
     for step in range(length):
         written = tokens[:, :step]
@@ -128,7 +131,7 @@ def write_prompts(
             tokens[:, step:] = eos_id
             break
         logits = writer.next_logits(last)
-        allowed = step_mask(static_mask, written.cpu().numpy(), eos_id=eos_id, no_repeat=no_repeat)
+        allowed = step_mask(static_mask, written.cpu().numpy(), eos_id=eos_id, no_repeat=no_repeat, before=held)
         logits = writer.sampling_logits(logits, torch.from_numpy(allowed).to(logits.device))
         chosen = greedy(logits) if uniforms is None else draw(logits, uniforms[:, step])
         tokens[:, step] = last = chosen.to(tokens.device)

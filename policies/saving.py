@@ -10,11 +10,13 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from rlprompt.agents import AgentConfig, check_names
 from rlprompt.config import PolicyConfig, describe
 from rlprompt.errors import CheckpointError, ConfigError
 from rlprompt.models import resolve_model
@@ -24,6 +26,8 @@ from rlprompt.types import Json
 
 FORMAT_VERSION = 1
 DESCRIPTION = "policy.json"
+TEAM = "team"
+"""The kind of several policies that write in turns; each of them has a folder and a description of its own."""
 
 
 def save_policy(policy: PromptPolicy, folder: Path, extra: Json | None = None) -> None:
@@ -73,6 +77,11 @@ def load_policy(path: str | Path, *, model: str | None = None) -> PromptPolicy:
     """
     folder = policy_folder(Path(path))
     description = _read_description(folder / DESCRIPTION)
+    if description["kind"] == TEAM:
+        raise ConfigError(
+            f"{folder} holds a team of agents, and one policy is wanted; give one of its members/, or load all of them "
+            "with rlprompt.policies.load_team"
+        )
     base = description["base"]
     try:
         config = PolicyConfig(
@@ -95,6 +104,8 @@ def load_policy(path: str | Path, *, model: str | None = None) -> PromptPolicy:
         )
     kind = resolve("policies", description["kind"])
     policy: PromptPolicy = kind(config, prompt_length=description["prompt_length"], seed=0)
+    if description.get("roles") is not None:
+        policy = _with_roles(policy, description["roles"], folder)
     if policy.vocabulary_size != description["vocabulary_size"]:
         raise CheckpointError(
             f"{folder}: trained with {description['vocabulary_size']} tokens, '{config.model}' has "
@@ -115,6 +126,64 @@ def read_policy_json(path: str | Path) -> Json:
     """
     description = _read_description(policy_folder(Path(path)) / DESCRIPTION)
     return {**dict(description.get("extra") or {}), **description}
+
+
+def save_team(folder: Path, agents: Sequence[AgentConfig], *, weights: str, extra: Json | None = None) -> None:
+    """Writes the `policy.json` of a team, whose members are saved already.
+
+    Args:
+        folder: of the team.
+        agents: in the order of their turns, without paths.
+        weights: "own", "shared" or "embedding".
+        extra: as of `save_policy`.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+        ConfigError: `extra` holds something that JSON does not know.
+    """
+    description = {
+        "format_version": FORMAT_VERSION,
+        "kind": TEAM,
+        "weights": weights,
+        "agents": [agent.model_dump(mode="json", exclude={"start"}) for agent in agents],
+        "extra": dict(extra or {}),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / DESCRIPTION, _as_json(description).encode("utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"cannot write the team to {folder}: {error}") from error
+
+
+def read_team(folder: Path) -> tuple[tuple[AgentConfig, ...], str]:
+    """Returns the agents of a saved team and which weights they have.
+
+    Raises:
+        ConfigError: it is a policy that writes alone.
+        CheckpointError: the description is damaged.
+    """
+    file = folder / DESCRIPTION
+    description = _read_description(file)
+    if description["kind"] != TEAM:
+        raise ConfigError(
+            f"{folder} holds one policy, not a team of agents; load it with rlprompt.policies.load_policy"
+        )
+    try:
+        agents = tuple(AgentConfig.model_validate(agent) for agent in description["agents"])
+        check_names(agents)
+    except (ValidationError, ConfigError) as error:
+        detail = describe(error, AgentConfig) if isinstance(error, ValidationError) else str(error)
+        raise CheckpointError(f"{file}: an agent is damaged: {detail}") from error
+    return agents, description["weights"]
+
+
+def _with_roles(policy: PromptPolicy, roles: Any, folder: Path) -> PromptPolicy:
+    from rlprompt.policies.base import FeaturePolicy
+    from rlprompt.policies.roles import RolePolicy
+
+    if not isinstance(roles, int) or not 1 <= roles <= 1000 or not isinstance(policy, FeaturePolicy):
+        raise CheckpointError(f"{folder / DESCRIPTION}: 'roles' is {roles!r}, which cannot be for '{policy.kind}'")
+    return RolePolicy(policy, roles)
 
 
 def _description(policy: PromptPolicy, extra: Json) -> Json:
@@ -138,6 +207,7 @@ def _description(policy: PromptPolicy, extra: Json) -> Json:
         "prompt_length": policy.prompt_length,
         "context": config.context,
         "decoding": _decoding(policy),
+        "roles": getattr(policy, "num_roles", None),
         "parent": extra.pop("parent", None),
         "extra": extra,
     }
@@ -184,6 +254,10 @@ def _read_description(file: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{file} has format_version {data.get('format_version')!r}, this version reads {FORMAT_VERSION}"
         )
+    if data.get("kind") == TEAM:
+        if not isinstance(data.get("agents"), list) or data.get("weights") not in ("own", "shared", "embedding"):
+            raise CheckpointError(f"{file}: 'agents' or 'weights' is missing or of the wrong type")
+        return data
     if isinstance(data.get("weights_sha256"), str):  # written before a policy could have several files
         data.setdefault("files", {WEIGHTS: data["weights_sha256"]})
     for name, kind in _FIELDS.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -12,6 +12,10 @@ from rlprompt.errors import ConfigError, UnknownNameError
 from rlprompt.registry import names, resolve
 from rlprompt.roles import Role
 from rlprompt.sections import Section
+
+SHARED, CRITIC = "shared", "critic"
+RESERVED = (SHARED, CRITIC)
+"""Names of a team's parts that are no single agent."""
 
 
 class AgentConfig(Section):
@@ -32,7 +36,15 @@ class AgentConfig(Section):
     """A registered meta-prompt or a text with slots. None: that of the role; without one the agent reads
     `policy.context` and what was composed before it."""
     model: str | None = None
-    """Whose tokenizer it writes with. None: `policy.model`."""
+    """Its language model, and so its tokenizer. None: `policy.model`."""
+    kind: str | None = None
+    """Its kind of policy. None: `policy.kind`."""
+    kwargs: dict[str, Any] | None = None
+    """Arguments of its kind. None: `policy.kwargs`, or nothing where the kind is another one."""
+    start: str | None = None
+    """A folder whose trained policy it starts from: of a run, or of one agent of another team (best/members/NAME)."""
+    frozen: bool = False
+    """Whether it only writes and never learns."""
 
     @field_validator("role")
     @classmethod
@@ -42,23 +54,34 @@ class AgentConfig(Section):
         return role
 
 
+class TeamConfig(Section):
+    """How agents that compose one prompt are trained together."""
+
+    weights: Literal["own", "shared", "embedding"] = "own"
+    """A policy for each agent; one that all of them are; or one with a learnt embedding of the agent's place, which is
+    added to what its head reads (`lm-adaptor`)."""
+    critic: Literal["central", "own"] = "central"
+    """With algorithm.baseline=critic: one critic that reads the input, the whole prefix and whose turn it is, with
+    advantages along the game; or the value head of each agent, whose trajectory ends with its own last token."""
+    critic_lr: float = Field(default=1e-3, gt=0)
+    """Adam's learning rate of the central critic."""
+    critic_hidden: int = Field(default=128, ge=1)
+    """Width of the central critic's hidden layer."""
+    take_turns: int | None = Field(default=None, ge=1)
+    """Only one agent learns at a time, each for so many iterations, in the order of their turns; None: all learn."""
+
+
 def check_names(agents: Sequence[AgentConfig]) -> None:
     """Raises ConfigError for no agents, or two of one name."""
     if not agents:
         raise ConfigError("env.kind is 'multi', but env.agents is empty; list the agents in the order of their turns")
     seen: set[str] = set()
     for agent in agents:
+        if agent.name in RESERVED:
+            raise ConfigError(f"an agent cannot be called '{agent.name}', a name of the team's own; take another")
         if agent.name in seen:
             raise ConfigError(f"two of env.agents are called '{agent.name}'; give each its own name")
         seen.add(agent.name)
-
-
-def check_trainable(kind: str) -> None:
-    """Raises ConfigError for environments that no algorithm trains yet."""
-    if kind == "multi":
-        raise ConfigError(
-            "env.kind is 'multi', which no algorithm trains yet; play it with rlprompt.envs.multi, or take another kind"
-        )
 
 
 def settled(agents: Sequence[AgentConfig], *, per_input: bool, model: str) -> tuple[AgentConfig, ...]:

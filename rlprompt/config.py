@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from rlprompt.agents import AgentConfig, check_names
+from rlprompt.agents import AgentConfig, TeamConfig, check_names
 from rlprompt.errors import ConfigError, did_you_mean
 from rlprompt.sections import Section as Section
 
@@ -337,6 +337,7 @@ class RunConfig(Section):
     target: TargetConfig = TargetConfig()
     policy: PolicyConfig = PolicyConfig()
     env: EnvConfig = EnvConfig()
+    team: TeamConfig = TeamConfig()
     reward: list[RewardConfig] = Field(default_factory=lambda: [RewardConfig(name="gap")], min_length=1)
     stabilisers: list[StabiliserConfig] = Field(default_factory=list)
     calibration: Literal["none", "median", "contextual"] = "none"
@@ -368,7 +369,25 @@ class RunConfig(Section):
             )
         if self.env.best_of is not None and self.env.step_reward == "difference":
             raise ValueError("env.best_of is about whole prompts; set env.step_reward=terminal, or remove it")
+        self._check_team()
         return self
+
+    def _check_team(self) -> None:
+        if self.env.kind != "multi":
+            if self.team != TeamConfig():
+                raise ValueError(f"team is for env.kind=multi, but env.kind is '{self.env.kind}'; remove it")
+            return
+        if self.algorithm.name not in ("ppo", "random"):
+            raise ValueError(
+                f"env.kind is 'multi', which ppo trains and random samples, but algorithm.name is "
+                f"'{self.algorithm.name}'; take one of these"
+            )
+        if self.stages or self.data:
+            raise ValueError("stages and data are for one policy; with env.kind=multi give an agent a start instead")
+        if self.algorithm.nlpo_top_p is not None:
+            raise ValueError("algorithm.nlpo_top_p is for one policy; remove it with env.kind=multi")
+        if all(agent.frozen for agent in self.env.agents) and self.algorithm.name == "ppo":
+            raise ValueError("all of env.agents are frozen, so nothing learns; leave one of them free")
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:

@@ -22,6 +22,11 @@ TOKENS_FOR_ONE = 4
 """Room that a reader keeps for each token written before it, where it reads them as text of its own tokenizer."""
 
 
+def said_so_far(text: str) -> str:
+    """Returns what stands in `{composed}` for what was composed: nothing before the first words."""
+    return SO_FAR + text if text else ""
+
+
 def end_token(tokenizer: Any, agent: AgentConfig) -> int | None:
     """Returns the id that ends an agent's segment early; None for segments of fixed length.
 
@@ -129,3 +134,7 @@ class Composition:
             return sum(agent.length for agent in earlier)
         between = sum(len(text_ids(self.tokenizers[place], agent.separator or "")) + 1 for agent in earlier)
         return between + TOKENS_FOR_ONE * sum(agent.length for agent in earlier)
+
+    def slot_room(self, place: int) -> int:
+        """Returns the most tokens that `{composed}` takes in an agent's meta-prompt; 0 for the first agent."""
+        return self.room(place) + len(text_ids(self.tokenizers[place], SO_FAR)) if place else 0

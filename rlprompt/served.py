@@ -9,12 +9,25 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
+from rlprompt.agents import settled
 from rlprompt.config import MaskConfig, RunConfig, Section, describe
 from rlprompt.contexts import context_limit, feedback_room
 from rlprompt.errors import ConfigError
 from rlprompt.masks import without_files
 from rlprompt.meta_prompts import load_meta_prompt
+from rlprompt.segments import Composition
 from rlprompt.types import Json
+
+
+class Reading(Section):
+    """What one agent of a team reads."""
+
+    meta_prompt: str
+    """With the slots {input} and, but for the first agent, {composed}."""
+    max_context: int | None = Field(default=None, ge=1)
+    """Most tokens that it reads before anything was composed; None is unlimited."""
+    composed_room: int = Field(default=0, ge=0)
+    """Most tokens of `{composed}`."""
 
 
 class Served(Section):
@@ -38,6 +51,8 @@ class Served(Section):
     """Whether EOS ends what is written."""
     max_context: int | None = Field(default=None, ge=1)
     """Most tokens that the policy reads; None is unlimited."""
+    readings: list[Reading] | None = None
+    """Where several agents write in turns: what each reads, in the place of `meta_prompt` and `max_context`."""
     prompt: str | None = None
     """The fixed prompt, chosen on dev; only in the mode "task"."""
 
@@ -62,7 +77,9 @@ class Served(Section):
         """
         env = config.env
         read: dict[str, Any] = {}
-        if env.kind != "token-prompt":
+        if env.kind == "multi":
+            read = {"readings": _readings(config)} if env.per_input else {}
+        elif env.kind != "token-prompt":
             limit = context_limit(config.policy.model, env.prompt_length) if env.per_input else None
             read = {
                 "meta_prompt": load_meta_prompt(env.meta_prompt, per_input=env.per_input, turns=env.turns).text,
@@ -100,3 +117,18 @@ class Served(Section):
             return cls.model_validate({name: values[name] for name in cls.model_fields if name in values})
         except ValidationError as error:
             raise ConfigError(f"{where}: policy.json: {describe(error, cls)}") from error
+
+
+def _readings(config: RunConfig) -> list[Reading]:
+    """What the agents of a run read, with rooms as in training."""
+    from rlprompt.models import load_tokenizer
+
+    agents = settled(config.env.agents, per_input=True, model=config.policy.model)
+    composition = Composition(agents, [load_tokenizer(str(agent.model)) for agent in agents])
+    found: list[Reading] = []
+    for place, agent in enumerate(agents):
+        meta = load_meta_prompt(str(agent.meta_prompt), per_input=True, composed=place > 0)
+        limit, room = context_limit(str(agent.model), agent.length), composition.slot_room(place)
+        kept = None if limit is None else max(limit - (room + 2 if room else 0), 1)
+        found.append(Reading(meta_prompt=meta.text, max_context=kept, composed_room=room))
+    return found

@@ -101,11 +101,3 @@ def test_wrong_configurations_are_one_line_errors(env, match):
     with pytest.raises(ConfigError, match=match) as caught:
         parse_config({"env": {"kind": "multi", **env}})
     assert "\n" not in str(caught.value)
-
-
-def test_a_run_of_several_agents_says_that_nothing_trains_it_yet(tmp_path):
-    from rlprompt.runs.stages import build_stages
-
-    config = parse_config({"env": {"kind": "multi", "agents": [{"name": "a"}]}})
-    with pytest.raises(ConfigError, match="'multi', which no algorithm trains yet"):
-        build_stages(config, allow_modules=(), search_path=tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import gymnasium
 import numpy as np
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
 
@@ -12,7 +13,8 @@ from rlprompt.envs.multi.game import Game, Move
 from rlprompt.envs.sequence_action import is_sequence
 from rlprompt.envs.writing import iteration_from
 from rlprompt.errors import ConfigError
-from rlprompt.types import FloatArray, Scores
+from rlprompt.masks import NOT_WRITTEN
+from rlprompt.types import FloatArray, IntArray, Scores
 
 Dicts = dict[str, dict[str, Any]]
 Step = tuple[Dicts, dict[str, float], dict[str, bool], dict[str, bool], Dicts]
@@ -45,7 +47,8 @@ class MultiPrompterRLlib(MultiAgentEnv):
 
     Args:
         config: `num_envs`, `first_episode`, `action`, `action_mask_in_info`, `seed` and the arguments of
-            `rlprompt.envs.multi.Game`, without `batch`. RLlib's `env_config`.
+            `rlprompt.envs.multi.Game`, without `batch`. RLlib's `env_config`. With `same_spaces` all agents have the
+            spaces of the longest one, filled up with -1, as RLlib wants it of agents that are one module.
 
     Raises:
         ConfigError: an argument does not fit.
@@ -60,6 +63,7 @@ class MultiPrompterRLlib(MultiAgentEnv):
         self.whole = is_sequence(rules.pop("action", "token"))
         self.action_mask_in_info = rules.pop("action_mask_in_info", True) and not self.whole
         seed = rules.pop("seed", 0)
+        self.same_spaces = rules.pop("same_spaces", False)
         rules.setdefault("round_size", self.first_episode + copies)
         self.game = Game(batch=copies, **rules)
         self.ids = [[agent_id(name, copy) for copy in range(copies)] for name in self.game.names]
@@ -68,11 +72,12 @@ class MultiPrompterRLlib(MultiAgentEnv):
         self.agents = self.possible_agents[:]
         self.observation_spaces, self.action_spaces = {}, {}
         for place, row in enumerate(self.ids):
-            observed = self.game.observation_space(place)
+            observed = self._shared_space() if self.same_spaces else self.game.observation_space(place)
             for copy, one in enumerate(row):
                 self.observation_spaces[one] = observed
                 keyed = seed + place * copies + copy
-                self.action_spaces[one] = self.game.action_space(place, whole=self.whole, seed=keyed)
+                longest = self._longest if self.same_spaces else place
+                self.action_spaces[one] = self.game.action_space(longest, whole=self.whole, seed=keyed)
         super().__init__()
         self._next_iteration = 0
         self._is_set = False
@@ -112,10 +117,11 @@ class MultiPrompterRLlib(MultiAgentEnv):
         asked = [one for one, ended in zip(self.ids[place], game.ended, strict=True) if not ended]
         if set(action_dict) != set(asked):
             raise ConfigError(f"actions are wanted of {', '.join(asked)}, got some of {', '.join(sorted(action_dict))}")
-        shape = (game.batch, game.seat.agent.length) if self.whole else (game.batch,)
-        actions = np.zeros(shape, dtype=np.int64)  # what waits is ignored
+        length = game.seat.agent.length
+        actions = np.zeros((game.batch, length) if self.whole else game.batch, dtype=np.int64)  # what waits is ignored
         for one, action in action_dict.items():
-            actions[self.ids[place].index(one)] = action
+            row = self.ids[place].index(one)
+            actions[row] = np.asarray(action)[:length] if self.whole else action
         move = game.write_segment(actions) if self.whole else game.write(actions)
         masked = dict(zip(self.ids[place], move.masked.tolist(), strict=True))
         if game.is_over:
@@ -130,6 +136,25 @@ class MultiPrompterRLlib(MultiAgentEnv):
             never.copy(),
             self._infos(following, masked, None),
         )
+
+    @property
+    def _longest(self) -> int:
+        return max(range(len(self.game.seats)), key=lambda place: self.game.seats[place].agent.length)
+
+    def _shared_space(self) -> gymnasium.spaces.Dict:
+        spaces = [self.game.observation_space(place) for place in range(len(self.game.seats))]
+        sizes = {seat.vocabulary_size for seat in self.game.seats}
+        if len(sizes) > 1:
+            raise ConfigError(f"same_spaces is for agents of one vocabulary, got sizes {sorted(sizes)}; leave it out")
+        self._widths = {
+            name: max(space[name].shape[0] for space in spaces)  # type: ignore[index]  # boxes
+            for name in ("tokens", "context")
+        }
+        boxes = {
+            name: gymnasium.spaces.Box(NOT_WRITTEN, max(sizes) - 1, (width,), np.int64)
+            for name, width in self._widths.items()
+        }
+        return gymnasium.spaces.Dict({**spaces[0].spaces, **boxes})
 
     def _ends(self, move: Move, masked: dict[str, bool]) -> Step:
         if not self._is_set:
@@ -152,6 +177,8 @@ class MultiPrompterRLlib(MultiAgentEnv):
 
     def _observations(self, place: int, asked: list[str]) -> Dicts:
         columns = self.game.observations(place)
+        if self.same_spaces:
+            columns |= {name: _padded(columns[name], self._widths[name]) for name in ("tokens", "context")}
         rows = {one: copy for copy, one in enumerate(self.ids[place])}
         return {one: {name: values[rows[one]] for name, values in columns.items()} for one in asked}
 
@@ -169,3 +196,9 @@ class MultiPrompterRLlib(MultiAgentEnv):
                 if move is not None and move.finals is not None:
                     found[one] |= move.finals[copy]
         return found
+
+
+def _padded(values: IntArray, width: int) -> IntArray:
+    padded = np.full((len(values), max(width, values.shape[1])), NOT_WRITTEN, dtype=np.int64)
+    padded[:, : values.shape[1]] = values
+    return padded

@@ -14,11 +14,11 @@ from pydantic import ValidationError
 
 from rlprompt.agents import AgentConfig, settled
 from rlprompt.config import MaskConfig, describe
-from rlprompt.contexts import context_limit, text_ids
+from rlprompt.contexts import context_limit
 from rlprompt.envs.contexts import MetaContexts, MetaSettings, PlainContext
 from rlprompt.errors import ConfigError
 from rlprompt.masks import NOT_WRITTEN
-from rlprompt.segments import SO_FAR, Composition, segment_mask
+from rlprompt.segments import Composition, said_so_far, segment_mask
 from rlprompt.types import BoolArray, Example, IntArray
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class MetaReader:
     def read(self, examples: Sequence[Example] | None, segments: Segments) -> tuple[list[str], IntArray]:
         """Returns the texts and the token ids (B, C), padded with -1 on the right."""
         composed = [self._composition.text(written) for written in segments]
-        said = [SO_FAR + text if text else "" for text in composed]
+        said = [said_so_far(text) for text in composed]
         return self._contexts.read(examples, [""] * len(segments), said)
 
 
@@ -151,14 +151,13 @@ def _reader(
     agent, tokenizer = composition.agents[place], composition.tokenizers[place]
     if agent.meta_prompt is None:
         return PlainReader(PlainContext(tokenizer, context), composition, place)
-    room = composition.room(place) + len(text_ids(tokenizer, SO_FAR)) if place else 0
     contexts = MetaContexts(
         tokenizer,
         replace(meta, meta_prompt=agent.meta_prompt, composed=place > 0),
         limit=context_limit(str(agent.model), agent.length, meta.max_context),
         scorer=scorer,
         round_size=round_size,
-        composed_room=room,
+        composed_room=composition.slot_room(place),
     )
     return MetaReader(contexts, composition)
 

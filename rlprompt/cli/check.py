@@ -64,10 +64,8 @@ def check(config: ConfigFile, overrides: Overrides = None, allow_module: AllowMo
 
 
 def _resolve_algorithm(config: RunConfig) -> None:
-    from rlprompt.agents import check_trainable
     from rlprompt.registry import resolve
 
-    check_trainable(config.env.kind)
     resolve("algorithms", config.algorithm.name)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlprompt.agents import settled
 from rlprompt.config import RunConfig
 from rlprompt.meta_prompts import load_meta_prompt
 
@@ -17,7 +18,13 @@ def meta_examples(config: RunConfig, scorer: Scorer) -> str:
     env = config.env
     if env.kind == "token-prompt":
         return ""
-    if "examples" not in load_meta_prompt(env.meta_prompt, per_input=env.per_input, turns=env.turns).slots:
+    if env.kind == "multi":
+        agents = settled(env.agents, per_input=env.per_input, model=config.policy.model)
+        texts = [agent.meta_prompt for agent in agents if agent.meta_prompt is not None]
+        read = [load_meta_prompt(text, per_input=env.per_input, composed=False) for text in texts]
+    else:
+        read = [load_meta_prompt(env.meta_prompt, per_input=env.per_input, turns=env.turns)]
+    if all("examples" not in meta.slots for meta in read):
         return ""
     from rlprompt.envs.contexts import shown_examples
 

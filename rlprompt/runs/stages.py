@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlprompt.agents import check_trainable
 from rlprompt.algorithms.preference_rounds import OFFLINE
 from rlprompt.config import AlgorithmConfig, RunConfig, StageConfig
 from rlprompt.errors import CheckpointError, ConfigError
@@ -55,11 +54,9 @@ def build_stages(config: RunConfig, *, allow_modules: Sequence[str], search_path
     """Returns the stages in order; the last one is the run's own algorithm.
 
     Raises:
-        ConfigError: two stages have one name, a name is no folder name, a stage has data that it does not read, or
-            nothing trains the environment.
+        ConfigError: two stages have one name, a name is no folder name, or a stage has data that it does not read.
         UnknownNameError: an algorithm is not registered.
     """
-    check_trainable(config.env.kind)
     found: list[Stage] = []
     for stage in (*config.stages, StageConfig(name="main", algorithm=config.algorithm, data=config.data)):
         if not stage.name.replace("-", "").replace("_", "").isalnum():

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlprompt.config import RunConfig, dump_config
 from rlprompt.errors import BudgetExceededError, ConfigError, RLPromptError, TooManyFailuresError
@@ -32,7 +32,7 @@ from rlprompt.runs.stages import Stage, build_stages, fit_stages, total_iteratio
 from rlprompt.runs.tracking import Callback, TensorBoard
 
 if TYPE_CHECKING:
-    from rlprompt.policies import PromptPolicy
+    from rlprompt.policies import PromptPolicy, PromptTeam
     from rlprompt.scoring import Scorer
 
 logger = logging.getLogger(__name__)
@@ -98,27 +98,31 @@ def train(
 
 def _build(
     config: RunConfig, allow_modules: Sequence[str], search_path: str | Path | None, resumed: RunFolder | None
-) -> tuple[list[Stage], Scorer, PromptPolicy]:
+) -> tuple[list[Stage], Scorer, PromptPolicy | PromptTeam]:
     """Builds the parts of a run, stages, scorer and policy, and checks that they can work together."""
     from rlprompt.envs.contexts import MetaSettings
     from rlprompt.policies import build_policy
     from rlprompt.scoring import build_scorer
 
     stages = build_stages(config, allow_modules=allow_modules, search_path=search_path)
-    if config.env.kind != "token-prompt":
+    if config.env.kind not in ("token-prompt", "multi"):
         MetaSettings.from_config(config.env).load()  # a wrong meta-prompt is told of before there is a folder
     scorer = build_scorer(config, allow_modules=allow_modules, search_path=search_path)
     check_monitor(config.monitor, scorer.rewards)
     _check_rewards(scorer, resumed)
     spent = scorer.ledger.snapshot()["used"]["calls"]
     check_first_iteration(config, scorer.task, scorer.rewards.judge_calls, spent)
-    policy = build_policy(
-        config.policy,
-        prompt_length=config.env.prompt_length,
-        seed=config.seed,
-        allow_modules=tuple(allow_modules),
-        search_path=None if search_path is None else Path(search_path),
-    )
+    code: dict[str, Any] = {
+        "allow_modules": tuple(allow_modules),
+        "search_path": None if search_path is None else Path(search_path),
+    }
+    if config.env.kind == "multi":
+        from rlprompt.envs.configured import configured_game
+        from rlprompt.policies import configured_team
+
+        configured_game(config, scorer.spec)  # what does not fit is told of before there is a folder
+        return stages, scorer, configured_team(config, **code)
+    policy = build_policy(config.policy, prompt_length=config.env.prompt_length, seed=config.seed, **code)
     return stages, scorer, policy
 
 

@@ -19,6 +19,7 @@ from rlprompt.envs import configured_env
 from rlprompt.envs.contexts import MetaContexts, MetaSettings, PlainContext, context_limit
 from rlprompt.masks import decode, static_mask
 from rlprompt.policies.sampling import write_prompts
+from rlprompt.search.games import greedy_compositions, record, sample_games
 from rlprompt.seeding import generator
 from rlprompt.types import Example, RunContext
 
@@ -42,6 +43,9 @@ def greedy(run: RunContext) -> None:
 
 def _search(run: RunContext, *, sampled: bool) -> None:
     config: RunConfig = run.config
+    if config.env.kind == "multi":
+        sample_games(run)
+        return
     env_id, arguments = configured_env(config, run.scorer.spec)
     env = gymnasium.make_vec(env_id, num_envs=config.env.num_envs, **{**arguments, "action": "sequence"})
     rules: Any = env.unwrapped  # one of ours: it knows iterations and keeps the step's scores
@@ -58,14 +62,7 @@ def _search(run: RunContext, *, sampled: bool) -> None:
             tokens = write(run.policy, config, observations["context"], observations["key"] if sampled else None)
             observations, _, terminated, truncated, _ = env.step(tokens)
             over = bool((terminated | truncated).all())
-        scores = rules.last_scores
-        metrics = {
-            "reward/mean": float(np.nanmean(scores.mean_rewards)) if scores.valid.any() else float("nan"),
-            "unique_prompt_rate": len(set(scores.prompts)) / len(scores.prompts),
-            "time/iteration_s": time.perf_counter() - started,
-        }
-        rewards = rules.last_training_rewards
-        run.end_iteration(iteration, scores=scores, metrics=metrics, state=dict, training_rewards=rewards)
+        record(run, iteration, rules.last_scores, rules.last_training_rewards, started)
 
 
 def write(policy: Any, config: RunConfig, context: np.ndarray, keys: np.ndarray | None) -> np.ndarray:
@@ -113,6 +110,8 @@ def greedy_prompts(
         examples: one prompt is written for each; None writes the one prompt of the task.
         rows: prompts that are written at the same time.
     """
+    if config.env.kind == "multi":
+        return greedy_compositions(policy, config, scorer, examples, rows=rows)
     reader = contexts_of(config, policy.tokenizer, scorer)
     prompts: list[str] = []
     texts: list[str] = []

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from rlprompt.contexts import context_ids
 from rlprompt.errors import ConfigError, TaskError
 from rlprompt.meta_prompts import MetaPrompt
 from rlprompt.pairs import compose_prompt
@@ -21,7 +20,7 @@ from rlprompt.tasks.template import Template
 from rlprompt.types import Example, Rendered
 
 if TYPE_CHECKING:
-    from rlprompt.policies import PromptPolicy
+    from rlprompt.policies import PromptPolicy, PromptTeam
 
 Message = Mapping[str, Any]
 """A chat message with `role` and `content`: a text, or a list of parts of which {"type": "text"} is a text."""
@@ -87,7 +86,7 @@ class Rewriter:
     def __init__(
         self,
         served: Served,
-        policy: PromptPolicy | None = None,
+        policy: PromptPolicy | PromptTeam | None = None,
         *,
         answer: Callable[[Rendered], str] | None = None,
     ) -> None:
@@ -100,13 +99,17 @@ class Rewriter:
             if served.prompt is None:
                 raise ConfigError("the run has no best prompt: nothing was scored; train it further")
             return
-        if policy is None or served.meta_prompt is None:
-            raise ConfigError(f"the mode '{served.mode}' needs a policy and a meta-prompt; load a run's folder")
-        from rlprompt.serving.writing import TextWriter
+        if policy is None:
+            raise ConfigError(f"the mode '{served.mode}' needs a policy; load a run's folder")
+        from rlprompt.policies import PromptTeam
+        from rlprompt.serving.authors import Author, SingleAuthor, TeamAuthor
 
-        self._meta = MetaPrompt(served.meta_prompt)
-        self._writer = TextWriter(policy, served)
-        self._marker = _with_tokens(policy.tokenizer)
+        self._author: Author
+        if isinstance(policy, PromptTeam):
+            self._author = TeamAuthor(served, policy)
+        else:
+            self._author = SingleAuthor(served, policy)
+        self._marker = _with_tokens(self._author.tokenizers)
 
     @classmethod
     def load(
@@ -134,15 +137,18 @@ class Rewriter:
             ModelNotFoundError: the policy's frozen LM is not on this machine.
         """
         from rlprompt.models import pick_device
-        from rlprompt.policies import load_policy, read_policy_json
+        from rlprompt.policies import load_policy, load_team, read_policy_json
+        from rlprompt.policies.saving import TEAM
 
-        served = Served.from_json(read_policy_json(path), str(path))
+        description = read_policy_json(path)
+        served = Served.from_json(description, str(path))
         if meta_prompt is not None:
             served = _with_meta_prompt(served, meta_prompt)
         policy = None
         if served.mode != "task":
             where = pick_device(device)
-            policy = load_policy(path, model=model).to(where)
+            load = load_team if description["kind"] == TEAM else load_policy
+            policy = load(path, model=model).to(where)
         return cls(served, policy, answer=answer)
 
     @property
@@ -263,11 +269,8 @@ class Rewriter:
         return kept, result
 
     def context(self, text: str) -> list[int]:
-        """Returns the tokens that the policy reads for a text; nothing in the mode "task"."""
-        if self.policy is None:
-            return []
-        values = {"draft": self.served.draft, "examples": self.served.examples, "input": text}
-        return context_ids(self.policy.tokenizer, self._meta.fill(values), chat=self.served.chat)
+        """Returns the tokens that the policy, or the first of several, reads for a text; nothing in the mode "task"."""
+        return [] if self.policy is None else self._author.context(text)
 
     def render(self, text: str, prompt: str, columns: Mapping[str, Any] | None = None) -> Rendered:
         """Returns what the target reads for a text and what was written for it, as in training."""
@@ -302,11 +305,14 @@ class Rewriter:
         if self.policy is None:
             if options.temperature or options.max_tokens is not None:
                 raise ConfigError("the run has one fixed prompt, so temperature and max_tokens mean nothing; omit them")
-        elif options.max_tokens is not None and not 1 <= options.max_tokens <= self.policy.prompt_length:
-            raise ConfigError(
-                f"max_tokens must be from 1 to {self.policy.prompt_length} (env.prompt_length of the run), got "
-                f"{options.max_tokens}"
-            )
+        elif options.max_tokens is not None:
+            most = self._author.max_tokens
+            if most is None:
+                raise ConfigError("the run's agents have segments of their own lengths; omit max_tokens")
+            if not 1 <= options.max_tokens <= most:
+                raise ConfigError(
+                    f"max_tokens must be from 1 to {most} (env.prompt_length of the run), got {options.max_tokens}"
+                )
 
     def _refusal(self, text: str, columns: Mapping[str, Any]) -> RewriteResult | None:
         """Returns why a text stays as it is, as far as the text alone decides."""
@@ -328,30 +334,23 @@ class Rewriter:
         """Returns the prompt for each text; None, and the result in `found`, for what the policy cannot read."""
         if self.policy is None:
             return [self.served.prompt] * len(texts)
-        contexts: dict[str, list[int]] = {}
-        limit = self.served.max_context
+        readable: list[str] = []
         for text in texts:
-            ids = self.context(text)
-            if limit is None or len(ids) <= limit:
-                contexts[text] = ids
+            long = self._author.too_long(text)
+            if long is None:
+                readable.append(text)
             else:
                 found[text] = RewriteResult(
-                    text, False, f"too-long: {len(ids)} tokens with the meta-prompt, the policy reads {limit}"
+                    text, False, f"too-long: {long[0]} tokens with the meta-prompt, the policy reads {long[1]}"
                 )
-        length = self.policy.prompt_length if options.max_tokens is None else options.max_tokens
-        rows = list(contexts.values())
-        if options.temperature:
-            written = self._writer.sampled(
-                rows,
-                length,
-                options.batch_size,
-                temperature=options.temperature,
-                seed=options.seed,
-                keys=list(contexts),
-            )
-        else:
-            written = self._writer.greedy(rows, length, options.batch_size)
-        by_text = dict(zip(contexts, written, strict=True))
+        written = self._author.write(
+            readable,
+            length=options.max_tokens,
+            batch_size=options.batch_size,
+            temperature=options.temperature,
+            seed=options.seed,
+        )
+        by_text = dict(zip(readable, written, strict=True))
         return [by_text.get(text) for text in texts]
 
     def _unusable(self, text: str, written: str) -> RewriteResult | None:
@@ -391,9 +390,11 @@ def _is_text(part: Any) -> bool:
     return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
-def _with_tokens(tokenizer: Any) -> re.Pattern[str]:
-    """The known role markers, and the special tokens of the policy itself."""
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    names = {*tokenizer.all_special_tokens, *(str(entry.content) for entry in added.values() if entry.special)}
+def _with_tokens(tokenizers: Sequence[Any]) -> re.Pattern[str]:
+    """The known role markers, and the special tokens of those who write."""
+    names: set[str] = set()
+    for tokenizer in tokenizers:
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        names |= {*tokenizer.all_special_tokens, *(str(entry.content) for entry in added.values() if entry.special)}
     own = "|".join(re.escape(name) for name in sorted(names) if name.strip())
     return re.compile(f"{_MARKER.pattern}|{own}" if own else _MARKER.pattern, re.IGNORECASE)

@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlprompt.agents import AgentConfig
 from rlprompt.masks import NOT_WRITTEN, decode, eos_token, static_mask
 from rlprompt.models import pick_dtype
 from rlprompt.policies import PromptPolicy, Writer
 from rlprompt.policies.sampling import write_prompts
 from rlprompt.seeding import generator
+from rlprompt.segments import end_token, segment_mask
 from rlprompt.served import Served
 
 CERTAIN = 1e-3
@@ -30,31 +32,48 @@ class TextWriter:
     Args:
         policy: who writes.
         served: masks and EOS.
+        agent: who writes, where it is one of several: its segment's end is its own.
     """
 
-    def __init__(self, policy: PromptPolicy, served: Served) -> None:
+    def __init__(self, policy: PromptPolicy, served: Served, agent: AgentConfig | None = None) -> None:
         self.policy = policy
         self.no_repeat = served.mask.no_repeat
-        self.static_mask = static_mask(policy.tokenizer, served.mask, eos=served.eos)
-        self.eos_id = eos_token(policy.tokenizer) if served.eos else None
+        if agent is None:
+            self.static_mask = static_mask(policy.tokenizer, served.mask, eos=served.eos)
+            self.eos_id = eos_token(policy.tokenizer) if served.eos else None
+        else:
+            self.static_mask = segment_mask(policy.tokenizer, agent, served.mask)
+            self.eos_id = end_token(policy.tokenizer, agent)
         self.in_float32 = pick_dtype(policy.config.dtype, policy.device) == torch.float32
 
     def greedy(self, contexts: Sequence[Sequence[int]], length: int, batch_size: int) -> list[str]:
-        """Returns the most probable text after each context, whatever stands beside it in its batch.
+        """Returns the most probable text after each context, whatever stands beside it in its batch."""
+        return [decode(self.policy.tokenizer, row) for row in self.greedy_tokens(contexts, length, batch_size)]
+
+    def greedy_tokens(
+        self,
+        contexts: Sequence[Sequence[int]],
+        length: int,
+        batch_size: int,
+        before: Sequence[Sequence[int]] | None = None,
+    ) -> list[list[int]]:
+        """Returns the tokens of the most probable text after each context, whatever stands beside it in its batch.
 
         A sum over a batch rounds differently from a sum over one row. Where two tokens were so close that this could
         choose between them, the row is written again, alone. LMs in 16 bits round so coarsely that this would be most
         rows; they write one row at a time.
         """
-        texts = [""] * len(contexts)
+        held = [[] for _ in contexts] if before is None else before
+        found: list[list[int]] = [[] for _ in contexts]
         for places in _batches(contexts, batch_size if self.in_float32 else 1):
             watched = _Watched(self.policy)
-            written = self._write(cast(PromptPolicy, watched), [contexts[place] for place in places], length, None)
+            read, kept = [contexts[place] for place in places], [held[place] for place in places]
+            written = self._write(cast(PromptPolicy, watched), read, length, None, kept)
             for row, place in enumerate(places):
-                texts[place] = written[row]
+                found[place] = written[row]
                 if len(places) > 1 and watched.margins[row] < CERTAIN:
-                    texts[place] = self._write(self.policy, [contexts[place]], length, None)[0]
-        return texts
+                    found[place] = self._write(self.policy, [contexts[place]], length, None, [held[place]])[0]
+        return found
 
     def sampled(
         self,
@@ -67,28 +86,53 @@ class TextWriter:
         keys: Sequence[str],
     ) -> list[str]:
         """Returns a drawn text after each context; the draws depend on seed and key (the user's text) only."""
-        texts = [""] * len(contexts)
-        for places in _batches(contexts, batch_size):
+        rows = self.sampled_tokens(contexts, length, batch_size, temperature=temperature, seed=seed, keys=keys)
+        return [decode(self.policy.tokenizer, row) for row in rows]
+
+    def sampled_tokens(
+        self,
+        contexts: Sequence[Sequence[int]],
+        length: int,
+        batch_size: int,
+        *,
+        temperature: float,
+        seed: int,
+        keys: Sequence[str],
+        before: Sequence[Sequence[int]] | None = None,
+        place: int = 0,
+    ) -> list[list[int]]:
+        """Returns the tokens of a drawn text after each context; agents of one team (`place`) draw differently."""
+        held = [[] for _ in contexts] if before is None else before
+        found: list[list[int]] = [[] for _ in contexts]
+        for rows in _batches(contexts, batch_size):
             watched = _Watched(self.policy, temperature)
-            draws = np.array([_draws(seed, keys[place], length) for place in places])
-            written = self._write(cast(PromptPolicy, watched), [contexts[place] for place in places], length, draws)
-            for row, place in enumerate(places):
-                texts[place] = written[row]
-        return texts
+            draws = np.array([_draws(seed, keys[row], length, place) for row in rows])
+            read, kept = [contexts[row] for row in rows], [held[row] for row in rows]
+            written = self._write(cast(PromptPolicy, watched), read, length, draws, kept)
+            for row, tokens in zip(rows, written, strict=True):
+                found[row] = tokens
+        return found
 
     def _write(
-        self, policy: PromptPolicy, contexts: list[Sequence[int]], length: int, draws: np.ndarray | None
-    ) -> list[str]:
+        self,
+        policy: PromptPolicy,
+        contexts: list[Sequence[int]],
+        length: int,
+        draws: np.ndarray | None,
+        before: list[Sequence[int]],
+    ) -> list[list[int]]:
         tokens = write_prompts(
             policy,
             _padded(contexts),
             static_mask=self.static_mask,
             eos_id=self.eos_id,
             no_repeat=self.no_repeat,
+            before=_padded(before),
             length=length,
             uniforms=draws,
         )
-        return [decode(self.policy.tokenizer, row) for row in tokens.tolist()]
+        rows: list[list[int]] = tokens.tolist()
+        return rows
 
 
 class _Watched:
@@ -134,5 +178,6 @@ def _padded(contexts: Sequence[Sequence[int]]) -> Tensor:
     return torch.from_numpy(ids)
 
 
-def _draws(seed: int, key: str, length: int) -> np.ndarray:
-    return generator(seed, "rewrite", zlib.crc32(key.encode())).random(length)
+def _draws(seed: int, key: str, length: int, place: int) -> np.ndarray:
+    keys = (zlib.crc32(key.encode()), place) if place else (zlib.crc32(key.encode()),)
+    return generator(seed, "rewrite", *keys).random(length)

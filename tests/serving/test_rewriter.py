@@ -146,7 +146,7 @@ def test_what_must_not_reach_a_target_is_not_sent(
     save: Save, monkeypatch: pytest.MonkeyPatch, written: str, reason: str | None
 ) -> None:
     rewriter = Rewriter.load(save(compose="append", template="{prompt}"))
-    monkeypatch.setattr(rewriter._writer, "greedy", lambda contexts, *_: [written] * len(contexts))
+    monkeypatch.setattr(rewriter._author, "write", lambda texts, **_: [written] * len(texts))
     (result,) = rewriter.results(["w05 text"])
     assert (result.reason, result.rewritten, result.prompt) == (reason, reason is None, written)
     assert result.text == ("w05 text" if reason else f"w05 text\n{written}")

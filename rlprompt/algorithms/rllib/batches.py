@@ -24,6 +24,7 @@ from rlprompt.policies import FeaturePolicy
 TOKENS, CONTEXT, MASK, REWARDS = "tokens", "context", "mask", "rewards"
 OLD_LOGP, ADVANTAGES, RETURNS = "old_logp", "advantages", "returns"
 LOG_RATIO, EPISODE = "log_ratio", "episode"
+PLACE, BEFORE = "place", "before"
 
 
 class PromptBatch(ConnectorV2):
@@ -79,11 +80,9 @@ class PromptBatch(ConnectorV2):
         """Returns {module id: columns}."""
         module: PromptModule = rl_module[DEFAULT_MODULE_ID]
         module.eval()  # no dropout: the first ratio is 1
-        columns = episode_columns(valid_episodes(episodes), module.length, module.eos_id)
-        if isinstance(module.policy, FeaturePolicy):
-            columns |= score_features(module, module.policy, columns, measure_kl=self.measure_kl)
-        else:
-            columns |= score_tokens(module, columns, measure_kl=self.measure_kl)
+        rules = module.rules[0]
+        columns = episode_columns(valid_episodes(episodes), rules.length, rules.eos_id)
+        columns |= score(module, columns, measure_kl=self.measure_kl)
         if not self.critic:
             columns[VALUES] = torch.zeros_like(columns[VALUES])
         lam = self.lam if self.critic else 1.0
@@ -101,14 +100,36 @@ class PromptBatch(ConnectorV2):
         return {DEFAULT_MODULE_ID: columns | {ADVANTAGES: advantages, RETURNS: returns}}
 
 
+def score(
+    module: PromptModule, columns: dict[str, torch.Tensor], *, place: int = 0, measure_kl: bool = False
+) -> dict[str, torch.Tensor]:
+    """Returns what a module makes of written prompts, without gradient.
+
+    Args:
+        module: of the policy that wrote them.
+        columns: `tokens`, `mask`, `context`; with several agents and `env.mask.no_repeat` also `before`, (B, P), the
+            tokens of other agents' segments.
+        place: whose they are.
+        measure_kl: whether the reference is asked.
+
+    Returns:
+        `old_logp`, `values` and perhaps `log_ratio`, (B, T); with frozen features also `features` and `allowed`.
+    """
+    if isinstance(module.policy, FeaturePolicy):
+        return score_features(module, columns, place=place, measure_kl=measure_kl)
+    return score_tokens(module, columns, place=place, measure_kl=measure_kl)
+
+
 @torch.no_grad()
 def score_features(
-    module: PromptModule, policy: FeaturePolicy, columns: dict[str, torch.Tensor], *, measure_kl: bool
+    module: PromptModule, columns: dict[str, torch.Tensor], *, place: int = 0, measure_kl: bool
 ) -> dict[str, torch.Tensor]:
     """Returns `features`, `allowed`, `old_logp`, `values` and perhaps `log_ratio` of written prompts."""
+    policy = module.views[place]
+    assert isinstance(policy, FeaturePolicy)
     context, tokens = columns[CONTEXT], columns[TOKENS]
     features = policy.features(context, tokens)
-    allowed = env_allowed = module.allowed_each(tokens)
+    allowed = env_allowed = module.allowed_each(tokens, place, columns.get(BEFORE))
     logits = policy.logits(features)
     if module.masking is not None:
         masking = module.masking.policy.evaluate(context, tokens)[0]
@@ -126,11 +147,11 @@ def score_features(
 
 @torch.no_grad()
 def score_tokens(
-    module: PromptModule, columns: dict[str, torch.Tensor], *, measure_kl: bool
+    module: PromptModule, columns: dict[str, torch.Tensor], *, place: int = 0, measure_kl: bool
 ) -> dict[str, torch.Tensor]:
     """Returns `old_logp`, `values` and perhaps `log_ratio` and `allowed` of prompts that a whole LM wrote."""
     policy = module.policy
-    tokens = columns[TOKENS]
+    tokens, before = columns[TOKENS], columns.get(BEFORE)
     shape = (len(tokens), tokens.shape[1])
     found = {name: torch.zeros(shape) for name in (OLD_LOGP, VALUES, *([LOG_RATIO] if measure_kl else []))}
     if module.masking is not None:
@@ -138,7 +159,7 @@ def score_tokens(
     for rows, width in row_chunks(columns[CONTEXT], tokens, policy.vocabulary_size, gradient=False):
         context, part = columns[CONTEXT][rows], tokens[rows, :width]
         logits, values = policy.evaluate(context, part)
-        allowed = env_allowed = module.allowed_each(part)
+        allowed = env_allowed = module.allowed_each(part, place, None if before is None else before[rows])
         if module.masking is not None:
             masking = module.masking.policy.evaluate(context, part)[0]
             allowed = nlpo_allowed(allowed, masking, part, p=module.masking.top_p)
@@ -158,9 +179,21 @@ def _log_ratio(
     return token_logp(logits, tokens, allowed) - token_logp(reference, tokens, allowed)
 
 
+def has_valid_episode(episodes: list[Any]) -> bool:
+    """Whether there is something to learn from; an episode of several agents holds those of all copies of the game."""
+    singles = [
+        single for episode in episodes for single in getattr(episode, "agent_episodes", {"only": episode}).values()
+    ]
+    return any(_is_valid(episode) for episode in singles)
+
+
+def _is_valid(episode: Any) -> bool:
+    return bool(episode.get_infos(-1).get("valid", True))
+
+
 def valid_episodes(episodes: list[Any]) -> list[Any]:
     """Drops failed episodes and sorts the others by episode number: the batch never depends on who sampled first."""
-    kept = [episode for episode in episodes if bool(episode.get_infos(-1).get("valid", True))]
+    kept = [episode for episode in episodes if _is_valid(episode)]
     return sorted(kept, key=lambda episode: int(episode.get_observations(0)["key"][1]))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.execution.rollout_ops import synchronous_parallel_sample
 
 from rlprompt.algorithms.diagnostics import iteration_metrics
-from rlprompt.algorithms.rllib.batches import PromptBatch, valid_episodes
+from rlprompt.algorithms.rllib.batches import PromptBatch, has_valid_episode
 from rlprompt.algorithms.rllib.learner import PromptLearner
 from rlprompt.algorithms.rllib.module import PromptModule
 from rlprompt.config import RunConfig
@@ -36,7 +37,7 @@ class PromptAlgorithm(Algorithm):
         episodes, _ = synchronous_parallel_sample(
             worker_set=self.env_runner_group, _uses_new_env_runners=True, _return_metrics=True
         )
-        if not valid_episodes(episodes):
+        if not has_valid_episode(episodes):
             return
         settings = self.config.learner_config_dict["algorithm"]
         epochs = settings["epochs"] if settings["name"] == "ppo" else 1
@@ -75,8 +76,13 @@ def start_ray() -> None:
         )
 
 
-def check_settings(config: RunConfig, policy: PromptPolicy) -> None:
+def check_settings(config: RunConfig, policy: PromptPolicy, *, value_head: bool = True) -> None:
     """Refuses settings that do not go together.
+
+    Args:
+        config: of the run.
+        policy: who is trained.
+        value_head: whether the critic of the configuration is the policy's own.
 
     Raises:
         ConfigError: so it is; the message says what to do.
@@ -103,7 +109,7 @@ def check_settings(config: RunConfig, policy: PromptPolicy) -> None:
         raise ConfigError(
             f"algorithm.kl_target is {algorithm.kl_target}, but a kl_coeff of 0 stays 0; set the kl_coeff to start from"
         )
-    if algorithm.baseline == "critic" and getattr(policy.settings, "value_head", True) is False:
+    if value_head and algorithm.baseline == "critic" and getattr(policy.settings, "value_head", True) is False:
         raise ConfigError("algorithm.baseline is 'critic', but the policy has value_head: false; set one or the other")
 
 
@@ -165,11 +171,23 @@ class Engine:
 
     def __init__(self, run: RunContext) -> None:
         self.run = run
-        check_settings(run.config, run.policy)
+        self.check()
         start_ray()
-        self.algorithm: PromptAlgorithm = rllib_config(run.config, run.scorer.spec).build_algo()
-        self._learner.start_from(run.policy)  # an earlier stage may have trained it
+        self.algorithm: PromptAlgorithm = self.rllib_config().build_algo()
+        self.start()  # an earlier stage may have trained the policy
         self._sync_sampler()
+
+    def check(self) -> None:
+        """Raises ConfigError for settings that do not go together."""
+        check_settings(self.run.config, self.run.policy)
+
+    def rllib_config(self) -> PromptAlgorithmConfig:
+        """Returns RLlib's configuration of the run."""
+        return rllib_config(self.run.config, self.run.scorer.spec)
+
+    def start(self) -> None:
+        """Hands the run's policy to the learner."""
+        self._learner.start_from(self.run.policy)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continues from a checkpoint's state."""
@@ -177,30 +195,38 @@ class Engine:
         self._sync_sampler()
         if self._sampler.masking is not None:
             self._sampler.masking.load(state["masking"])
-        self._update_policy()
+        self.update_policy()
 
     def iterate(self, iteration: int) -> tuple[Scores | None, dict[str, float]]:
         """Plays one iteration; returns the scores of its prompts and its metrics."""
         started = time.perf_counter()
-        env, module, learner = self._env, self._sampler, self._learner
+        env, learner = self._env, self._learner
         env.set_iteration(iteration)
+        self.prepare(iteration)
         learner.iteration, learner.diagnostics = iteration, {}
-        if iteration % self.run.config.algorithm.nlpo_every == 0:
-            self._refresh_masking()
-        before = (self.run.scorer.target_seconds, module.seconds, learner.seconds)
+        before = self._seconds()
         self.algorithm.train()
         learner.end_iteration()
-        self._update_policy()
+        self.update_policy()
         scores: Scores | None = env.last_scores
         metrics = dict(learner.diagnostics)
         if scores is not None:
-            metrics |= iteration_metrics(scores, env.last_training_rewards, metrics.get("loss/entropy"))
+            metrics |= iteration_metrics(scores, env.last_training_rewards, _entropy(metrics))
         elapsed = time.perf_counter() - started
-        after = (self.run.scorer.target_seconds, module.seconds, learner.seconds)
-        spent = dict(zip(("target", "policy", "learner"), np.subtract(after, before).tolist(), strict=True))
+        spent = dict(zip(("target", "policy", "learner"), np.subtract(self._seconds(), before).tolist(), strict=True))
         metrics |= {f"time/{name}_s": seconds for name, seconds in spent.items()}
         metrics |= {"time/iteration_s": elapsed, "time/outside_models": 1.0 - sum(spent.values()) / elapsed}
         return scores, metrics
+
+    def prepare(self, iteration: int) -> None:
+        """What has to be done before an iteration."""
+        if iteration % self.run.config.algorithm.nlpo_every == 0:
+            self._refresh_masking()
+
+    def _seconds(self) -> tuple[float, float, float]:
+        """Time that target, sampling policies and learner have taken so far."""
+        sampling = sum(module.seconds for module in self._samplers)
+        return self.run.scorer.target_seconds, sampling, self._learner.seconds
 
     @property
     def training_rewards(self) -> FloatArray | None:
@@ -220,6 +246,10 @@ class Engine:
     @property
     def _env(self) -> Any:
         return self.algorithm.env_runner.env.unwrapped
+
+    @property
+    def _samplers(self) -> list[PromptModule]:
+        return [self._sampler]
 
     @property
     def _sampler(self) -> PromptModule:
@@ -242,13 +272,22 @@ class Engine:
             if module.masking is not None:
                 module.masking.refresh(module.policy)
 
-    def _update_policy(self) -> None:
+    def update_policy(self) -> None:
+        """Lets the run's policy follow the learner."""
         self.run.policy.load_trainable_state(self._learner._prompt_module.policy.trainable_state())
+
+
+def _entropy(metrics: Mapping[str, float]) -> float | None:
+    """The policy's entropy per token; of several policies the mean."""
+    found = [value for name, value in metrics.items() if name.startswith("loss/entropy")]
+    return sum(found) / len(found) if found else None
 
 
 def fit(run: RunContext) -> None:
     """Trains `run.policy` in place until the iterations, the budget or the user's patience end."""
-    engine = Engine(run)
+    from rlprompt.algorithms.rllib.game_engine import GameEngine
+
+    engine = GameEngine(run) if run.config.env.kind == "multi" else Engine(run)
     try:
         restored = run.restored_state()
         start = 0

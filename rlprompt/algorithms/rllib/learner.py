@@ -12,6 +12,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 
+from rlprompt.agents import CRITIC, TeamConfig
 from rlprompt.algorithms.losses import (
     categorical_kl,
     masked_entropy,
@@ -25,11 +26,13 @@ from rlprompt.algorithms.losses import (
 )
 from rlprompt.algorithms.rllib.batches import (
     ADVANTAGES,
+    BEFORE,
     CONTEXT,
     EPISODE,
     LOG_RATIO,
     MASK,
     OLD_LOGP,
+    PLACE,
     RETURNS,
     REWARDS,
     TOKENS,
@@ -44,13 +47,16 @@ from rlprompt.policies import FeaturePolicy, PromptPolicy
 from rlprompt.policies.base import copies
 from rlprompt.seeding import generator
 
+OF_ROWS = (CONTEXT, EPISODE, PLACE, BEFORE)
+"""Columns that have no token of the prompt's own."""
+
 
 class PromptLearner(TorchLearner):
-    """Minimises the configured loss.
+    """Minimises the configured loss of each module: one for a policy that writes alone, several in a game.
 
-    `config.learner_config_dict` holds `algorithm` (an `AlgorithmConfig` as JSON) and `seed`. For policies with frozen
-    features it keeps two frozen copies of the head besides the module: the starting policy (KL penalty) and SQL's
-    target network. A whole LM knows its starting policy itself.
+    `config.learner_config_dict` holds `algorithm` (an `AlgorithmConfig` as JSON) and `seed`; in a game also `team` (a
+    `TeamConfig`). For policies with frozen features it keeps two frozen copies of the head besides the module: the
+    starting policy (KL penalty) and SQL's target network. A whole LM knows its starting policy itself.
     """
 
     def build(self) -> None:
@@ -61,26 +67,50 @@ class PromptLearner(TorchLearner):
         self.iteration = 0
         self.seconds = 0.0
         self.diagnostics: dict[str, float] = {}
-        self._observed: tuple[float, int] | None = None
-        self._copy_start()
+        self._observed: dict[str, tuple[float, int]] = {}
+        self.references: dict[str, torch.nn.Module] = {}
+        self.targets: dict[str, torch.nn.Module] = {}
+        for module_id in self.prompt_modules:
+            self._copy_start(module_id)
 
-    def start_from(self, policy: PromptPolicy) -> None:
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        """Registers Adam; the central critic has a learning rate of its own."""
+        if module_id != CRITIC:
+            super().configure_optimizers_for_module(module_id, config)
+            return
+        params = self.get_parameters(self.module[module_id])
+        self.register_optimizer(
+            module_id=module_id,
+            optimizer=torch.optim.Adam(params),
+            params=params,
+            lr_or_lr_schedule=TeamConfig.model_validate(self.config.learner_config_dict["team"]).critic_lr,
+        )
+
+    @property
+    def prompt_modules(self) -> dict[str, PromptModule]:
+        """The modules that write, by their ids; not the critic."""
+        return {name: module.unwrapped() for name, module in self.module.items() if name != CRITIC}
+
+    def start_from(self, policy: PromptPolicy, module_id: str = DEFAULT_MODULE_ID) -> None:
         """Takes over the weights of a policy, and its reference, before the first iteration."""
-        own = self._prompt_module.policy
+        own = self.prompt_modules[module_id].policy
         own.load_trainable_state(policy.trainable_state())
         own.load_reference_state(policy.reference_state())
-        self._copy_start()
+        self._copy_start(module_id)
 
-    def _copy_start(self) -> None:
-        policy = self._prompt_module.policy
+    def _copy_start(self, module_id: str) -> None:
+        policy = self.prompt_modules[module_id].policy
         if policy.frozen_features:
-            self.reference = copy.deepcopy(policy.head).requires_grad_(False)
-            self.target = copy.deepcopy(policy.head).requires_grad_(False)
+            self.references[module_id] = copy.deepcopy(policy.head).requires_grad_(False)
+            self.targets[module_id] = copy.deepcopy(policy.head).requires_grad_(False)
 
     @property
     def _prompt_module(self) -> PromptModule:
-        module: PromptModule = self.module[DEFAULT_MODULE_ID].unwrapped()
-        return module
+        return self.prompt_modules[DEFAULT_MODULE_ID]
+
+    def _named(self, name: str, module_id: str) -> str:
+        """The name of a number; in a game with the module's."""
+        return name if module_id == DEFAULT_MODULE_ID else f"{name}/{module_id}"
 
     def _create_iterator_if_necessary(
         self,
@@ -98,80 +128,118 @@ class PromptLearner(TorchLearner):
         started = time.perf_counter()
         batch = self._make_batch_if_necessary(training_data=training_data)
         self.seconds += time.perf_counter() - started
-        columns = dict(batch.policy_batches[DEFAULT_MODULE_ID])
-        if LOG_RATIO in columns:
-            ratios = columns.pop(LOG_RATIO)
-            self._observed = (float(ratios.sum(dim=1).mean()), len(ratios))
-            self.diagnostics |= {"kl/prompt": self._observed[0], "kl/coefficient": self._prompt_module.kl_coefficient}
+        columns = {module_id: dict(part) for module_id, part in batch.policy_batches.items()}
+        for module_id, part in columns.items():
+            if LOG_RATIO in part:
+                ratios = part.pop(LOG_RATIO)
+                kl, coefficient = float(ratios.sum(dim=1).mean()), self.prompt_modules[module_id].kl_coefficient
+                self._observed[module_id] = (kl, len(ratios))
+                self.diagnostics |= {
+                    self._named("kl/prompt", module_id): kl,
+                    self._named("kl/coefficient", module_id): coefficient,
+                }
         return self._minibatches(columns, num_epochs, minibatch_size)
 
     def _minibatches(
-        self, columns: dict[str, torch.Tensor], num_epochs: int, size: int | None
+        self, columns: dict[str, dict[str, torch.Tensor]], num_epochs: int, size: int | None
     ) -> Iterator[MultiAgentBatch]:
-        rows = len(columns[TOKENS])
-        size = min(size or rows, rows)
+        """Yields minibatches of `size` episodes; a module that is several agents has as many rows for each."""
+        rows = {module_id: len(part[MASK]) for module_id, part in columns.items()}
+        episodes = min(rows.values())
+        size = min(size or episodes, episodes)
         for epoch in range(num_epochs):
-            order = torch.arange(rows)
-            if size < rows:
-                order = torch.from_numpy(generator(self.seed, "rows", self.iteration, epoch).permutation(rows))
-            for start in range(0, rows, size):
-                chosen = order[start : start + size]
-                part = columns if size == rows else {name: value[chosen] for name, value in columns.items()}
-                yield MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(part)}, env_steps=len(chosen))
+            orders = {module_id: torch.arange(count) for module_id, count in rows.items()}
+            if size < episodes:
+                for module_id, count in rows.items():
+                    drawn = generator(self.seed, "rows", self.iteration, epoch).permutation(count)
+                    orders[module_id] = torch.from_numpy(drawn)
+            for start in range(0, episodes, size):
+                parts: dict[str, SampleBatch] = {}
+                for module_id, part in columns.items():
+                    times = rows[module_id] // episodes
+                    chosen = orders[module_id][start * times : (start + size) * times]
+                    whole = size == episodes
+                    parts[module_id] = SampleBatch(
+                        part if whole else {name: value[chosen] for name, value in part.items()}
+                    )
+                yield MultiAgentBatch(parts, env_steps=min(size, episodes - start))
 
     def _update(self, batch: dict[str, Any], **kwargs: Any) -> tuple[Any, Any, Any]:
         started = time.perf_counter()
         if self.settings.name == "sql":  # polyak comes before the forward pass, as published
-            polyak_(self.target, self._prompt_module.policy.head, self.settings.polyak)
+            polyak_(self.targets[DEFAULT_MODULE_ID], self._prompt_module.policy.head, self.settings.polyak)
         result: tuple[Any, Any, Any] = super()._update(batch, **kwargs)
         self.seconds += time.perf_counter() - started
         return result
 
     def _uncompiled_update(self, batch: dict[str, Any], **kwargs: Any) -> tuple[Any, Any, Any]:
-        if self._prompt_module.policy.frozen_features:
+        whole = {name for name, module in self.prompt_modules.items() if not module.policy.frozen_features}
+        if not whole & set(batch):
             result: tuple[Any, Any, Any] = super()._uncompiled_update(batch, **kwargs)
             return result
-        gradients, loss = self._gradients_in_chunks(batch[DEFAULT_MODULE_ID])
-        self.apply_gradients(self.postprocess_gradients(gradients))
-        return {}, {DEFAULT_MODULE_ID: loss}, {}
-
-    def _gradients_in_chunks(self, batch: dict[str, Any]) -> tuple[dict[Any, torch.Tensor], torch.Tensor]:
-        """Adds up the gradients of runs of rows, each weighted by its share: the gradient of the whole batch."""
-        module = self._prompt_module
-        module.eval()  # dropout would make the first ratio differ from 1, and draw from a global generator
         for optimizer in self._optimizer_parameters:
             optimizer.zero_grad(set_to_none=True)
+        losses: dict[str, torch.Tensor] = {}
+        for module_id, part in batch.items():
+            if module_id in whole:
+                losses[module_id] = self._add_gradients_in_chunks(module_id, part)
+                continue
+            outputs = self.module[module_id].forward_train(part)
+            loss = self.compute_loss_for_module(module_id=module_id, config=None, batch=part, fwd_out=outputs)
+            loss.backward()  # type: ignore[no-untyped-call]  # untyped there
+            losses[module_id] = loss.detach()
+        self.apply_gradients(self.postprocess_gradients(self._present_gradients()))
+        return {}, losses, {}
+
+    def compute_gradients(self, loss_per_module: dict[str, Any], **kwargs: Any) -> dict[Any, torch.Tensor]:
+        """Returns the gradients of what took part: an agent that is frozen now has none."""
+        super().compute_gradients(loss_per_module, **kwargs)
+        return self._present_gradients()
+
+    def _present_gradients(self) -> dict[Any, torch.Tensor]:
+        return {name: parameter.grad for name, parameter in self._params.items() if parameter.grad is not None}
+
+    def _add_gradients_in_chunks(self, module_id: str, batch: dict[str, Any]) -> torch.Tensor:
+        """Adds up the gradients of runs of rows, each weighted by its share: the gradient of the whole batch."""
+        module = self.prompt_modules[module_id]
+        module.eval()  # dropout would make the first ratio differ from 1, and draw from a global generator
         columns = {name: batch[name] for name in batch}
         rows_in_all, tokens_in_all = len(columns[TOKENS]), columns[MASK].sum().clamp(min=1)
         total: dict[str, torch.Tensor] = {}
         for rows, width in row_chunks(columns[CONTEXT], columns[TOKENS], module.policy.vocabulary_size, gradient=True):
             part = {name: value[rows] for name, value in columns.items()}
-            part |= {name: value[:, :width] for name, value in part.items() if name not in (CONTEXT, EPISODE)}
+            part |= {name: value[:, :width] for name, value in part.items() if name not in OF_ROWS}
             logits, values = module.policy.evaluate(part[CONTEXT], part[TOKENS])
-            part.setdefault(ALLOWED, module.allowed_each(part[TOKENS]))
-            parts = self._parts(part, logits, values)
+            part.setdefault(ALLOWED, allowed_rows(module, part))
+            parts = self._parts(module_id, part, logits, values)
             share = part[MASK].sum() / tokens_in_all  # all parts are means over tokens, but for one
             shares = dict.fromkeys(parts, share)
             if self.settings.name == "reinforce":
                 shares["policy"] = torch.tensor(len(part[TOKENS]) / rows_in_all)
             weighted = {name: value * shares[name] for name, value in parts.items()}
-            weighted["total"] = self._total(weighted)
+            weighted["total"] = self._total(module_id, weighted)
             weighted["total"].backward()  # type: ignore[no-untyped-call]  # untyped there
             for name, value in weighted.items():
                 total[name] = total.get(name, torch.zeros_like(value)) + value.detach()
-        self._note(total)
-        return {name: parameter.grad for name, parameter in self._params.items()}, total["total"]
+        self._note(module_id, total)
+        return total["total"]
 
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]
     ) -> torch.Tensor:
         """Returns the scalar loss; its parts go to `diagnostics` under `loss/`."""
-        parts = self._parts(batch, fwd_out[LOGITS], fwd_out[VALUES])
-        parts["total"] = self._total(parts)
-        self._note(parts)
+        if module_id == CRITIC:
+            loss = value_loss(fwd_out[VALUES], batch[RETURNS], batch[MASK])
+            self.diagnostics |= {"loss/critic": float(loss.detach())}
+            return loss
+        parts = self._parts(module_id, batch, fwd_out[LOGITS], fwd_out[VALUES])
+        parts["total"] = self._total(module_id, parts)
+        self._note(module_id, parts)
         return parts["total"]
 
-    def _parts(self, batch: dict[str, Any], logits: torch.Tensor, values: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _parts(
+        self, module_id: str, batch: dict[str, Any], logits: torch.Tensor, values: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         """Returns the loss of the policy, what is added to it, and statistics; before any weight."""
         masked = masked_logits(logits, batch[ALLOWED])
         parts = {"entropy": masked_entropy(masked, batch[MASK])}
@@ -179,21 +247,22 @@ class PromptLearner(TorchLearner):
             parts["policy"] = self._soft_q(batch, masked)
         else:
             parts |= self._policy_gradient(batch, logits, values)
-        if self.settings.kl_in == "loss" and self._prompt_module.kl_coefficient > 0:
-            reference = masked_logits(self._reference_logits(batch), batch[ALLOWED])
+        if self.settings.kl_in == "loss" and self.prompt_modules[module_id].kl_coefficient > 0:
+            reference = masked_logits(self._reference_logits(module_id, batch), batch[ALLOWED])
             parts["kl"] = categorical_kl(masked, reference, batch[MASK])
         return parts
 
-    def _total(self, parts: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _total(self, module_id: str, parts: dict[str, torch.Tensor]) -> torch.Tensor:
         loss = parts["policy"]
         if "value" in parts:
             loss = loss + self.settings.vf_coeff * parts["value"]
         if "kl" in parts:
-            loss = loss + self._prompt_module.kl_coefficient * parts["kl"]
+            loss = loss + self.prompt_modules[module_id].kl_coefficient * parts["kl"]
         return loss - self.settings.entropy_coeff * parts["entropy"]
 
-    def _note(self, parts: dict[str, torch.Tensor]) -> None:
-        self.diagnostics |= {f"loss/{name}": float(value.detach()) for name, value in parts.items()}
+    def _note(self, module_id: str, parts: dict[str, torch.Tensor]) -> None:
+        named = {self._named(f"loss/{name}", module_id): float(value.detach()) for name, value in parts.items()}
+        self.diagnostics |= named
 
     def _policy_gradient(
         self, batch: dict[str, Any], logits: torch.Tensor, values: torch.Tensor
@@ -203,14 +272,14 @@ class PromptLearner(TorchLearner):
             return {"policy": reinforce_loss(logp, batch[REWARDS].sum(dim=1), batch[MASK])}
         loss, stats = ppo_policy_loss(logp, batch[OLD_LOGP], batch[ADVANTAGES], batch[MASK], clip=self.settings.clip)
         parts = {"policy": loss, **{name: torch.as_tensor(value) for name, value in stats.items()}}
-        if self.settings.baseline == "critic":
+        if self.settings.baseline == "critic" and CRITIC not in self.module:  # values of its own
             parts["value"] = value_loss(values, batch[RETURNS], batch[MASK])
         return parts
 
-    def _reference_logits(self, batch: dict[str, Any]) -> torch.Tensor:
-        policy = self._prompt_module.policy
+    def _reference_logits(self, module_id: str, batch: dict[str, Any]) -> torch.Tensor:
+        policy = self.prompt_modules[module_id].policy
         if isinstance(policy, FeaturePolicy):
-            return policy.logits(batch[FEATURES], head=self.reference)
+            return policy.logits(batch[FEATURES], head=self.references[module_id])
         return policy.reference_logits(batch[CONTEXT], batch[TOKENS])
 
     def _soft_q(self, batch: dict[str, Any], logits: torch.Tensor) -> torch.Tensor:
@@ -218,7 +287,7 @@ class PromptLearner(TorchLearner):
             policy = self._prompt_module.policy
             if not isinstance(policy, FeaturePolicy):
                 raise ConfigError("sql trains lm-adaptor and categorical policies; set algorithm.name to ppo")
-            target = masked_logits(policy.logits(batch[FEATURES], head=self.target), batch[ALLOWED])
+            target = masked_logits(policy.logits(batch[FEATURES], head=self.targets[DEFAULT_MODULE_ID]), batch[ALLOWED])
         old, new = self.settings.reward_shaping
         rewards = shape_rewards(batch[REWARDS].sum(dim=1), old, new)
         return sql_loss(
@@ -227,52 +296,77 @@ class PromptLearner(TorchLearner):
 
     def end_iteration(self) -> None:
         """Moves an adaptive KL coefficient by the KL that the iteration's batch had."""
-        target, observed, self._observed = self.settings.kl_target, self._observed, None
-        if target is not None and observed is not None:
-            kl, prompts = observed
-            self._prompt_module.kl_coefficient = next_kl_coefficient(
-                self._prompt_module.kl_coefficient,
+        observed, self._observed = self._observed, {}
+        if self.settings.kl_target is None:
+            return
+        for module_id, (kl, prompts) in observed.items():
+            module = self.prompt_modules[module_id]
+            module.kl_coefficient = next_kl_coefficient(
+                module.kl_coefficient,
                 kl,
-                target=target,
+                target=self.settings.kl_target,
                 prompts=prompts,
                 horizon=self.settings.kl_horizon,
             )
 
-    def prompt_state(self) -> dict[str, Any]:
-        """Returns everything that training needs to go on, as tensors and JSON values.
+    def optimizer_state(self, module_id: str) -> list[dict[str, torch.Tensor]]:
+        """Returns what Adam knows of each parameter of a module, in order."""
+        optimizer = self.get_optimizer(module_id)
+        return [
+            {name: torch.as_tensor(value).clone() for name, value in optimizer.state.get(param, {}).items()}
+            for group in optimizer.param_groups
+            for param in group["params"]
+        ]
+
+    def load_optimizer_state(self, module_id: str, state: list[dict[str, torch.Tensor]]) -> None:
+        """Restores what `optimizer_state` returned."""
+        optimizer = self.get_optimizer(module_id)
+        params = [param for group in optimizer.param_groups for param in group["params"]]
+        for param, saved in zip(params, state, strict=True):
+            if saved:
+                optimizer.state[param] = {name: torch.as_tensor(value).clone() for name, value in saved.items()}
+
+    def prompt_state(self, module_id: str = DEFAULT_MODULE_ID) -> dict[str, Any]:
+        """Returns everything that training of a module needs to go on, as tensors and JSON values.
 
         What is trained, the optimiser and the KL coefficient; with frozen features the two copies of the head; NLPO's
         masking weights. The reference of a whole LM is not among them: it comes with the run's policy.
         """
-        module = self._prompt_module
-        optimizer = self.get_optimizer(DEFAULT_MODULE_ID)
+        module = self.prompt_modules[module_id]
         state: dict[str, Any] = {
             "head": copies(module.policy.trainable.state_dict()),
-            "optimizer": [
-                {name: torch.as_tensor(value).clone() for name, value in optimizer.state.get(param, {}).items()}
-                for group in optimizer.param_groups
-                for param in group["params"]
-            ],
+            "optimizer": self.optimizer_state(module_id),
             "kl_coefficient": module.kl_coefficient,
         }
         if module.policy.frozen_features:
-            state |= {"reference": copies(self.reference.state_dict()), "target": copies(self.target.state_dict())}
+            state |= {
+                "reference": copies(self.references[module_id].state_dict()),
+                "target": copies(self.targets[module_id].state_dict()),
+            }
         if module.masking is not None:
             state["masking"] = module.masking.policy.trainable_state()
         return state
 
-    def load_prompt_state(self, state: dict[str, Any]) -> None:
+    def load_prompt_state(self, state: dict[str, Any], module_id: str = DEFAULT_MODULE_ID) -> None:
         """Restores what `prompt_state` returned."""
-        module = self._prompt_module
+        module = self.prompt_modules[module_id]
         module.policy.load_trainable_state(state["head"])
         module.kl_coefficient = float(state["kl_coefficient"])
         if module.policy.frozen_features:
-            self.reference.load_state_dict(state["reference"])
-            self.target.load_state_dict(state["target"])
+            self.references[module_id].load_state_dict(state["reference"])
+            self.targets[module_id].load_state_dict(state["target"])
         if module.masking is not None:
             module.masking.load(state["masking"])
-        optimizer = self.get_optimizer(DEFAULT_MODULE_ID)
-        params = [param for group in optimizer.param_groups for param in group["params"]]
-        for param, saved in zip(params, state["optimizer"], strict=True):
-            if saved:
-                optimizer.state[param] = {name: torch.as_tensor(value).clone() for name, value in saved.items()}
+        self.load_optimizer_state(module_id, state["optimizer"])
+
+
+def allowed_rows(module: PromptModule, columns: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Returns which token might have been written at each place of prompts (B, T), by one agent or several."""
+    tokens, places = columns[TOKENS], columns.get(PLACE)
+    if places is None:
+        return module.allowed_each(tokens)
+    found = torch.zeros((*tokens.shape, module.policy.vocabulary_size), dtype=torch.bool)
+    for place in sorted(set(places.tolist())):
+        rows = places == place
+        found[rows] = module.allowed_each(tokens[rows], place, columns[BEFORE][rows])
+    return found

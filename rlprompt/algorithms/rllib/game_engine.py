@@ -1,0 +1,213 @@
+"""A game of several agents in RLlib: one module for each member of the team, and one for its central critic.
+
+The environment plays all copies in lockstep, so each environment runner holds one instance of it, whose agents are
+those of all copies.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Any
+
+import gymnasium
+import numpy as np
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+
+from rlprompt.agents import CRITIC
+from rlprompt.algorithms.rllib.critic_module import CriticModule
+from rlprompt.algorithms.rllib.engine import Engine, PromptAlgorithmConfig, check_settings
+from rlprompt.algorithms.rllib.game_batches import GameBatch
+from rlprompt.algorithms.rllib.module import PromptModule
+from rlprompt.config import RunConfig
+from rlprompt.envs.configured import configured_multi
+from rlprompt.envs.multi.rllib import MultiPrompterRLlib, agent_name
+from rlprompt.policies import PromptTeam
+from rlprompt.policies.base import copies
+from rlprompt.types import Json, RunContext
+
+
+def critic_of(config: RunConfig) -> str:
+    """Returns whose values are the baseline: "central", "own" or "none"."""
+    return config.team.critic if config.algorithm.baseline == "critic" else "none"
+
+
+def learning_members(config: RunConfig, team: PromptTeam, iteration: int) -> set[str]:
+    """Returns the members that learn in an iteration: those that are not frozen, or of these the one whose turn it is.
+
+    Args:
+        config: of the run.
+        team: its agents.
+        iteration: from 0.
+    """
+    free = list(dict.fromkeys(team.member_name(place) for place, agent in enumerate(team.agents) if not agent.frozen))
+    each = config.team.take_turns
+    return set(free) if each is None else {free[iteration // each % len(free)]}
+
+
+def game_config(config: RunConfig, scorer_spec: Json, team: PromptTeam) -> PromptAlgorithmConfig:
+    """Translates the configuration of a run with several agents into RLlib's."""
+    env, algorithm = config.env, config.algorithm
+    agents = [(agent.name, team.member_name(place)) for place, agent in enumerate(team.agents)]
+    owners = dict(agents)
+    learning = {
+        "algorithm": algorithm.model_dump(mode="json"),
+        "team": config.team.model_dump(mode="json"),
+        "seed": config.seed,
+    }
+    penalise = algorithm.kl_in == "reward" and algorithm.kl_coeff > 0
+    members = list(team.names())
+    specs = {
+        name: RLModuleSpec(
+            module_class=PromptModule,
+            model_config={
+                "policy": config.policy.model_dump(mode="json"),
+                "env": env.model_dump(mode="json"),
+                "algorithm": algorithm.model_dump(mode="json"),
+                "team": config.team.model_dump(mode="json"),
+                "places": [place for place, (_, owner) in enumerate(agents) if owner == name],
+                "seed": config.seed,
+                "code": scorer_spec.get("code", {}),
+            },
+        )
+        for name in members
+    }
+    if team.critic is not None:
+        specs[CRITIC] = _critic_spec(config, team)
+    learners = {name for name in specs if name == CRITIC or _ever_learns(team, name)}
+    built: PromptAlgorithmConfig = (
+        PromptAlgorithmConfig()
+        .environment(
+            MultiPrompterRLlib,
+            env_config={
+                **configured_multi(config, scorer_spec),
+                "num_envs": env.num_envs,
+                "same_spaces": len(members) < len(agents),
+            },
+            disable_env_checking=True,
+        )
+        .env_runners(num_env_runners=0, num_envs_per_env_runner=1, batch_mode="complete_episodes")
+        .multi_agent(
+            policies=set(members),
+            policy_mapping_fn=lambda one, episode, **_: owners[agent_name(one)],
+            policies_to_train=lambda module_id, batch: module_id in learners,
+        )
+        .learners(num_learners=0)
+        .training(
+            lr=algorithm.lr,
+            grad_clip=algorithm.grad_clip,
+            grad_clip_by="global_norm",
+            learner_config_dict=learning,
+            add_default_connectors_to_learner_pipeline=False,
+            learner_connector=functools.partial(
+                _learner_connector,
+                agents=agents,
+                critic=critic_of(config),
+                shared=env.step_reward == "terminal",
+                gamma=algorithm.gamma,
+                lam=algorithm.gae_lambda,
+                penalise=penalise,
+                measure_kl=penalise or algorithm.kl_target is not None,
+            ),
+        )
+        .rl_module(rl_module_spec=MultiRLModuleSpec(rl_module_specs=specs))
+        .debugging(log_level="ERROR", seed=None)
+        .reporting(min_time_s_per_iteration=0)
+    )
+    return built
+
+
+def _critic_spec(config: RunConfig, team: PromptTeam) -> RLModuleSpec:
+    return RLModuleSpec(
+        module_class=CriticModule,
+        learner_only=True,
+        observation_space=gymnasium.spaces.Box(-1, 1, (1,), np.float32),  # RLlib wants one; the critic reads columns
+        action_space=gymnasium.spaces.Discrete(1),
+        model_config={
+            "widths": [agent.length for agent in team.agents],
+            "vocabulary_size": max(team.member(name).vocabulary_size for name in team.names()),
+            "hidden": config.team.critic_hidden,
+            "seed": config.seed,
+        },
+    )
+
+
+def _ever_learns(team: PromptTeam, name: str) -> bool:
+    return any(team.member_name(place) == name and not agent.frozen for place, agent in enumerate(team.agents))
+
+
+def _learner_connector(observation_space: Any, action_space: Any, device: Any = None, **settings: Any) -> GameBatch:
+    return GameBatch(observation_space, action_space, **settings)
+
+
+class GameEngine(Engine):
+    """An RLlib algorithm that trains the agents of a game."""
+
+    def __init__(self, run: RunContext) -> None:
+        self.team: PromptTeam = run.policy
+        super().__init__(run)
+
+    def check(self) -> None:
+        """Checks every member."""
+        for name in self.team.names():
+            check_settings(self.run.config, self.team.member(name), value_head=critic_of(self.run.config) == "own")
+
+    def rllib_config(self) -> PromptAlgorithmConfig:
+        """Returns RLlib's configuration of the run."""
+        # Gymnasium warns that RLlib registers its vector environment for several agents once more.
+        warnings.filterwarnings("ignore", message=".*Overriding environment rllib-multi-agent-env")
+        return game_config(self.run.config, self.run.scorer.spec, self.team)
+
+    def start(self) -> None:
+        """Hands all members and the critic to the learner."""
+        for name in self.team.names():
+            self._learner.start_from(self.team.member(name), name)
+        if self.team.critic is not None:
+            self._critic.load_state_dict(self.team.critic.state_dict())
+
+    def prepare(self, iteration: int) -> None:
+        """Says who learns."""
+        learning = learning_members(self.run.config, self.team, iteration)
+        for name, module in self._learner.prompt_modules.items():
+            module.learns = name in learning
+
+    def state(self) -> dict[str, Any]:
+        """Returns what `restore` needs."""
+        state: dict[str, Any] = {"members": {name: self._learner.prompt_state(name) for name in self.team.names()}}
+        if self.team.critic is not None:
+            state[CRITIC] = {
+                "weights": copies(self._critic.state_dict()),
+                "optimizer": self._learner.optimizer_state(CRITIC),
+            }
+        return state
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continues from a checkpoint's state."""
+        for name, part in state["members"].items():
+            self._learner.load_prompt_state(part, name)
+        if self.team.critic is not None:
+            self._critic.load_state_dict(state[CRITIC]["weights"])
+            self._learner.load_optimizer_state(CRITIC, state[CRITIC]["optimizer"])
+        self._sync_sampler()
+        self.update_policy()
+
+    def update_policy(self) -> None:
+        """Lets the run's team follow the learner."""
+        for name, module in self._learner.prompt_modules.items():
+            self.team.member(name).load_trainable_state(module.policy.trainable_state())
+        if self.team.critic is not None:
+            self.team.critic.load_state_dict(self._critic.state_dict())
+
+    @property
+    def _critic(self) -> Any:
+        return self._learner.module[CRITIC].unwrapped().critic
+
+    @property
+    def _env(self) -> Any:
+        return self.algorithm.env_runner.env.envs[0].unwrapped
+
+    @property
+    def _samplers(self) -> list[PromptModule]:
+        runner = self.algorithm.env_runner
+        return [runner.module[name].unwrapped() for name in self.team.names()]
