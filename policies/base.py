@@ -165,6 +165,9 @@ class PromptPolicy(torch.nn.Module, ABC):
             token only.
         """
 
+    def forget(self) -> None:
+        """Drops what is kept of contexts, where anything is; an engine does so before every iteration."""
+
     def truncated(self, logits: Tensor, mask: Tensor) -> Tensor:
         """Returns logits (..., V) with -inf at what the mask (..., V) forbids and at what top-k or top-p leave out."""
         logits = logits.masked_fill(~mask, FORBIDDEN)

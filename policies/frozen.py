@@ -20,6 +20,9 @@ from rlprompt.models import load_frozen
 KEPT_CONTEXTS = 64
 """Contexts whose KV is kept, least recently used out."""
 
+TOKENS_AT_ONCE = 4096
+"""Tokens of contexts that are read in one forward pass."""
+
 KeyValues = list[tuple[Tensor, Tensor]]
 
 
@@ -144,7 +147,7 @@ class FrozenLM:
         Raises:
             ConfigError: a context is longer than the LM can read.
         """
-        read = {ids: self._read_context(ids) for ids in dict.fromkeys(contexts)}
+        read = self._read_contexts(list(dict.fromkeys(contexts)))
         rows = [read[ids] for ids in contexts]
         width = max(row.length for row in rows)
         cache = DynamicCache()
@@ -184,13 +187,38 @@ class FrozenLM:
         reading.last = hidden[:, -1]
         return hidden
 
-    def _read_context(self, ids: tuple[int, ...]) -> ReadContext:
-        if ids in self._contexts:
-            self._contexts.move_to_end(ids)
-            return self._contexts[ids]
-        self._check_length(len(ids))
+    def forget(self) -> None:
+        """Drops the contexts that were kept.
+
+        Contexts that are read side by side round a little differently from one read alone. A run forgets them before
+        every iteration, so that a resumed one computes what the uninterrupted one did.
+        """
+        self._contexts.clear()
+
+    def _read_contexts(self, contexts: list[tuple[int, ...]]) -> dict[tuple[int, ...], ReadContext]:
+        """Returns what is kept of distinct contexts; new ones of one length are read together."""
+        found: dict[tuple[int, ...], ReadContext] = {}
+        missing: dict[int, list[tuple[int, ...]]] = {}
+        for ids in contexts:
+            if ids in self._contexts:
+                self._contexts.move_to_end(ids)
+                found[ids] = self._contexts[ids]
+            else:
+                missing.setdefault(len(ids), []).append(ids)
+        for length, group in missing.items():
+            self._check_length(length)
+            size = max(TOKENS_AT_ONCE // length, 1)
+            for start in range(0, len(group), size):
+                found |= self._read_side_by_side(group[start : start + size])
+        for ids in contexts:
+            self._contexts[ids] = found[ids]
+        while len(self._contexts) > KEPT_CONTEXTS:
+            self._contexts.popitem(last=False)
+        return found
+
+    def _read_side_by_side(self, contexts: list[tuple[int, ...]]) -> dict[tuple[int, ...], ReadContext]:
         cache = DynamicCache()
-        inputs = torch.tensor([ids], dtype=torch.long, device=self.device)
+        inputs = torch.tensor(contexts, dtype=torch.long, device=self.device)
         output = self.body(
             input_ids=inputs,
             attention_mask=torch.ones_like(inputs),
@@ -198,13 +226,18 @@ class FrozenLM:
             use_cache=True,
             return_dict=True,
         )
-        self.tokens_computed += len(ids)
+        self.tokens_computed += inputs.numel()
         layers = [(_tensor(layer, "keys"), _tensor(layer, "values")) for layer in cache.layers]
-        read = ReadContext(layers, output.last_hidden_state[0, -1].float(), len(ids))
-        self._contexts[ids] = read
-        while len(self._contexts) > KEPT_CONTEXTS:
-            self._contexts.popitem(last=False)
-        return read
+        last = output.last_hidden_state[:, -1].float()
+        alone = len(contexts) == 1
+        found: dict[tuple[int, ...], ReadContext] = {}
+        for row, ids in enumerate(contexts):
+            own = [
+                (keys, values) if alone else (keys[row : row + 1].clone(), values[row : row + 1].clone())
+                for keys, values in layers
+            ]
+            found[ids] = ReadContext(own, last[row], len(ids))
+        return found
 
     def _check_length(self, tokens: int) -> None:
         if self.most_tokens is not None and tokens > self.most_tokens:

@@ -122,6 +122,11 @@ class LMAdaptorPolicy(FeaturePolicy):
         self._reading = reading
         return reading.last.to(self.device)
 
+    def forget(self) -> None:
+        """Drops the contexts that the frozen LM has kept."""
+        self._reading = None
+        self.frozen.forget()
+
     def logits(self, features: Tensor, head: torch.nn.Module | None = None) -> Tensor:
         """Returns the output layer's logits of the adapted hidden states, with temperature and bias."""
         adapted = (head if head is not None else self.head)(features)

@@ -84,6 +84,10 @@ class RolePolicy(FeaturePolicy):
         """Returns what the policy samples from."""
         return self._policy.sampling_logits(features[..., : -self.num_roles], logits, mask)
 
+    def forget(self) -> None:
+        """Drops what the policy keeps of contexts."""
+        self._policy.forget()
+
     @property
     def _policy(self) -> FeaturePolicy:
         return cast(FeaturePolicy, self.__dict__["base"])

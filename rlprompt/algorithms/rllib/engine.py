@@ -202,6 +202,8 @@ class Engine:
         started = time.perf_counter()
         env, learner = self._env, self._learner
         env.set_iteration(iteration)
+        for module in self._samplers:
+            module.policy.forget()
         self.prepare(iteration)
         learner.iteration, learner.diagnostics = iteration, {}
         before = self._seconds()
