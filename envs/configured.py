@@ -51,6 +51,7 @@ def configured_env(config: RunConfig, scorer_spec: Json) -> tuple[str, dict[str,
         del arguments["composed"]  # nobody writes before a policy that writes alone
     if env.kind != "rewrite":
         arguments.pop("level", None)
+        arguments.pop("dialogue", None)
     if env.kind != "stimulus":
         arguments.pop("hint_reward", None)
         arguments["examples_per_step"] = env.examples_per_step

@@ -78,11 +78,13 @@ class MetaSettings:
     """Most tokens that the policy reads; None takes all positions of its model that the prompt leaves."""
     composed: bool | None = None
     """Whether other agents write before this one; None for a policy that writes alone."""
+    dialogue: bool = False
+    """Whether a scripted partner answers the target between the turns."""
 
     @classmethod
     def from_config(cls, env: EnvConfig) -> MetaSettings:
         """Takes the settings from a configuration."""
-        names = ("meta_prompt", "draft", "chat", "rewrites_per_input", "samples", "turns", "hint_reward")
+        names = ("meta_prompt", "draft", "chat", "rewrites_per_input", "samples", "turns", "hint_reward", "dialogue")
         level = "instance" if env.per_input else "task"
         return cls(**{name: getattr(env, name) for name in names}, level=level)
 

@@ -47,6 +47,8 @@ class RewriteEnv(WritingEnv):
         rewrites_per_input: instance level: prompts for each drawn input; divides the number of prompts.
         samples: instance level: answers of the target per prompt; the reward is their mean.
         turns: most turns of an episode.
+        dialogue: whether a scripted partner answers the target between the turns (tasks of dialogues); the reward is
+            that of the last turn, and `{feedback}` has the last exchange and a critic's comment.
         max_context: most tokens that the policy reads; None takes all that its positions allow.
         prompt_length: T, the most tokens.
         mask: see `TokenPromptEnv`.
@@ -70,6 +72,7 @@ class RewriteEnv(WritingEnv):
         rewrites_per_input: int = 1,
         samples: int = 1,
         turns: int = 1,
+        dialogue: bool = False,
         max_context: int | None = None,
         prompt_length: int = MOST_TOKENS,
         mask: dict[str, Any] | None = None,
@@ -79,7 +82,15 @@ class RewriteEnv(WritingEnv):
         action_mask_in_info: bool = True,
     ) -> None:
         meta = MetaSettings(
-            meta_prompt, draft, level, chat, rewrites_per_input, samples, turns, max_context=max_context
+            meta_prompt,
+            draft,
+            level,
+            chat,
+            rewrites_per_input,
+            samples,
+            turns,
+            dialogue=dialogue,
+            max_context=max_context,
         )
         writing = rewriting(
             meta,
@@ -114,6 +125,7 @@ class RewriteVectorEnv(WritingVectorEnv):
         rewrites_per_input: see there.
         samples: see there.
         turns: see there.
+        dialogue: see there.
         max_context: see there.
         prompt_length: see there.
         mask: see there.
@@ -135,6 +147,7 @@ class RewriteVectorEnv(WritingVectorEnv):
         rewrites_per_input: int = 1,
         samples: int = 1,
         turns: int = 1,
+        dialogue: bool = False,
         max_context: int | None = None,
         prompt_length: int = MOST_TOKENS,
         mask: dict[str, Any] | None = None,
@@ -146,7 +159,15 @@ class RewriteVectorEnv(WritingVectorEnv):
         round_size: int | None = None,
     ) -> None:
         meta = MetaSettings(
-            meta_prompt, draft, level, chat, rewrites_per_input, samples, turns, max_context=max_context
+            meta_prompt,
+            draft,
+            level,
+            chat,
+            rewrites_per_input,
+            samples,
+            turns,
+            dialogue=dialogue,
+            max_context=max_context,
         )
         writing = rewriting(
             meta,

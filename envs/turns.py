@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rlprompt.dialogues import derived, dialogue_of, feedback
 from rlprompt.tasks import Task
-from rlprompt.types import BoolArray, Example, Scores, TargetOutput
+from rlprompt.types import BoolArray, Example, Json, Scores, TargetOutput
 
 
 class Turns:
@@ -29,6 +30,14 @@ class Turns:
         self.feedback: list[str] = [""] * batch
         """What stands in `{feedback}` now."""
 
+    def asked(self, examples: Sequence[Example]) -> tuple[Example, ...]:
+        """Returns what the prompts are scored on in this turn: what they are written for."""
+        return tuple(examples)
+
+    def open_rows(self, scores: Scores) -> BoolArray:
+        """Returns which prompts would be written again, (P,)."""
+        return is_wrong(scores) & ~self.waiting
+
     @property
     def left(self) -> bool:
         """Whether another turn may follow."""
@@ -36,15 +45,59 @@ class Turns:
 
     def advance(self, scores: Scores, task: Task, examples: Sequence[Example], *, per_input: bool) -> None:
         """Begins the next turn for those that were wrong; the others wait, with their prompt and their score."""
-        wrong = is_wrong(scores)
+        again = self.open_rows(scores)
         for row, prompt in enumerate(scores.prompts):
             if self.waiting[row]:
                 continue
-            if wrong[row]:
-                self.feedback[row] = _feedback(scores, row, task, examples, per_input=per_input)
+            if again[row]:
+                self.feedback[row] = self._said(scores, row, task, examples, per_input=per_input)
             else:
                 self.waiting[row], self.settled[row], self.feedback[row] = True, prompt, ""
         self.number += 1
+
+    def _said(self, scores: Scores, row: int, task: Task, examples: Sequence[Example], *, per_input: bool) -> str:
+        return _feedback(scores, row, task, examples, per_input=per_input)
+
+
+class DialogueTurns(Turns):
+    """Dialogues of the target with scripted partners: the policy writes, the target speaks, the partner answers.
+
+    What the target reads grows with the dialogue. The policy reads the last exchange and a critic's comment.
+
+    Args:
+        batch: episodes B.
+        most: turns of an episode.
+        examples: where the dialogues begin, (B,).
+
+    Raises:
+        ConfigError: an example is no dialogue.
+    """
+
+    def __init__(self, batch: int, most: int, examples: Sequence[Example]) -> None:
+        super().__init__(batch, most)
+        self.examples = list(examples)
+        """Each dialogue as the target reads it in this turn."""
+        for example in self.examples:
+            dialogue_of(example.reference, example.id)
+
+    def asked(self, examples: Sequence[Example]) -> tuple[Example, ...]:
+        """Returns the dialogues as far as they are."""
+        return tuple(self.examples)
+
+    def open_rows(self, scores: Scores) -> BoolArray:
+        """Returns which dialogues go on; one whose target failed does not."""
+        rows = range(len(scores.prompts))
+        goes_on = [bool(scores.prompt_valid[row]) and not self._replied(scores, row)["over"] for row in rows]
+        return np.array(goes_on, dtype=np.bool_) & ~self.waiting
+
+    def _said(self, scores: Scores, row: int, task: Task, examples: Sequence[Example], *, per_input: bool) -> str:
+        state = self._replied(scores, row)
+        self.examples[row] = derived(self.examples[row], state)
+        return feedback(state)
+
+    def _replied(self, scores: Scores, row: int) -> Json:
+        partner, state = dialogue_of(self.examples[row].reference, self.examples[row].id)
+        return partner.reply(state, scores.outputs[row][0].text or "")
 
 
 def is_wrong(scores: Scores) -> BoolArray:

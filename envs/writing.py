@@ -15,9 +15,10 @@ import numpy as np
 from pydantic import ValidationError
 
 from rlprompt.config import MaskConfig, describe
+from rlprompt.dialogues import METRIC
 from rlprompt.envs.contexts import MetaContexts, MetaSettings, PlainContext, context_limit, reference_text
 from rlprompt.envs.keywords import KeywordReward
-from rlprompt.envs.turns import Turns, is_wrong
+from rlprompt.envs.turns import DialogueTurns, Turns
 from rlprompt.errors import ConfigError
 from rlprompt.masks import NOT_WRITTEN, decode, eos_token, static_mask, step_mask
 from rlprompt.types import BoolArray, Example, Failure, FloatArray, IntArray, Json, Scores
@@ -153,6 +154,8 @@ class PromptWriting:
         self.inputs: list[Example] | None = self.contexts.inputs(iteration, self.episodes)
         self.is_over = False
         self.turns = Turns(self.batch, self.meta.turns)
+        if self.meta.dialogue and self.inputs is not None:
+            self.turns = DialogueTurns(self.batch, self.meta.turns, self.inputs)
         self._failures: dict[int, Failure] = {}
         self._previous: FloatArray | None = None
         self._keywords = self._keyword_reward()
@@ -210,7 +213,7 @@ class PromptWriting:
     def _end_turn(self) -> FloatArray:
         """Scores what was written; begins the next turn where one follows, else ends the episodes; rewards (B,)."""
         scores = self._score(self.prompts())
-        again = self.turns.left and bool((is_wrong(scores) & ~self.turns.waiting).any())
+        again = self.turns.left and bool(self.turns.open_rows(scores).any())
         rewards = np.zeros(self.batch)
         if self.step_reward == "difference":
             rewards = self._differences(scores)
@@ -235,7 +238,7 @@ class PromptWriting:
     def examples(self) -> tuple[Example, ...]:
         """What the prompts are scored on: the iteration's minibatch, or each prompt's own example."""
         if self.inputs is not None:
-            return tuple(self.inputs)
+            return self.turns.asked(self.inputs)
         return self.scorer.minibatch(self.iteration, self.examples_per_step)
 
     def first_allowed(self) -> BoolArray:
@@ -267,6 +270,11 @@ class PromptWriting:
                 )
         elif meta.samples > 1:
             raise ConfigError("env.samples is for env.level=instance; set it to 1")
+        if meta.dialogue and (not self.contexts.per_input or meta.samples > 1 or scorer.task.metric != METRIC):
+            raise ConfigError(
+                "env.dialogue is for env.level=instance, one sample and a task of dialogues (task.name=negotiation or "
+                "workflow); set them so, or env.dialogue to false"
+            )
         if meta.turns > 1 and (self.eos_id is None or scorer.asks == "logprob"):
             raise ConfigError("env.turns above 1 needs prompts that end with EOS and a target that answers")
         if meta.hint_reward > 0 and (not self.contexts.per_input or scorer.task.choices is not None):
@@ -296,7 +304,7 @@ class PromptWriting:
             scores = self.scorer.score(prompts, self.examples, contexts=self.context_texts)
         else:
             scores = self.scorer.score_pairs(
-                prompts, self.inputs, samples=self.meta.samples, contexts=self.context_texts
+                prompts, self.examples, samples=self.meta.samples, contexts=self.context_texts
             )
         for row in np.flatnonzero(~scores.prompt_valid).tolist():
             self._failures.setdefault(row, failure_of(scores, row))

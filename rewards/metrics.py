@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from rlprompt.dialogues import METRIC
 from rlprompt.errors import ConfigError, did_you_mean
 from rlprompt.rewards.answers import Answer
+from rlprompt.rewards.dialogue import DialogueScore
 from rlprompt.rewards.generation import ExactMatch, TokenF1
 from rlprompt.rewards.overlap import Rouge
 from rlprompt.tasks.task import METRICS
@@ -24,7 +26,7 @@ def metric_score(metric: str | None) -> Reward:
 
 
 def metric_correct(metric: str | None) -> Reward:
-    """Returns what says whether an answer is right (1.0 or 0.0): the answer that is read out of it, or exact match."""
+    """Returns what says whether an answer is right: what is read out of it, exact match, the score of a dialogue."""
     if metric in ("answer-letter", "answer-number"):
         return Answer(metric.removeprefix("answer-"))
-    return ExactMatch()
+    return DialogueScore() if metric == METRIC else ExactMatch()

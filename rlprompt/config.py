@@ -148,6 +148,8 @@ class EnvConfig(Section):
     draw N answers and keep the one that the reward likes best."""
     turns: int = Field(default=1, ge=1)
     """With more than one, the target's failed answer enters the next observation and the policy writes again."""
+    dialogue: bool = False
+    """Rewrite at instance level: between turns the target talks with the scripted partner of a task of dialogues."""
     step_reward: Literal["terminal", "difference"] = "terminal"
     """Reward at the end, or of each prefix less that of the one before."""
     hint_reward: float = Field(default=0.0, ge=0)
@@ -176,6 +178,8 @@ class EnvConfig(Section):
 
     @model_validator(mode="after")
     def _agents_fit(self) -> EnvConfig:
+        if self.dialogue and not (self.kind == "rewrite" and self.level == "instance"):
+            raise ValueError("dialogue is for env.kind=rewrite and env.level=instance; set them so, or remove it")
         if self.kind != "multi":
             if self.agents:
                 raise ValueError(f"agents is for env.kind=multi, but env.kind is '{self.kind}'; remove it")

@@ -94,6 +94,15 @@ META_PROMPTS: dict[str, Registered] = {
         "the new question only.\nQuestion: {input}\n{feedback}",
         "`rewrite-input` with the failed answer of the turn before, for env.turns above 1",
     ),
+    "negotiation-advice": Registered(
+        "Give the buyer one short piece of advice: which price to offer next. Output the advice only.\n{input}\n"
+        "{feedback}",
+        "our own, for env.dialogue: the critic's comment on the turn before stands in {feedback}",
+    ),
+    "workflow-advice": Registered(
+        "Give the agent one short piece of advice: what to ask for next. Output the advice only.\n{input}\n{feedback}",
+        "our own, for env.dialogue: the critic's comment on the turn before stands in {feedback}",
+    ),
     "prewrite-reason": Registered(
         "Improve the following instruction so that whoever follows it thinks the problem through step by step before "
         "giving the answer. Output the new instruction only.\nInstruction: {draft}",

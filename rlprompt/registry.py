@@ -46,6 +46,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "reward-model": "rlprompt.rewards.learned.language_model:LanguageModelReward",
         "feature-model": "rlprompt.rewards.learned.feature_model:FeatureModelReward",
         "success-model": "rlprompt.rewards.learned.success_model:SuccessModelReward",
+        "dialogue": "rlprompt.rewards.dialogue:DialogueScore",
         "preference-head": "rlprompt.algorithms.preference_head:PreferenceHeadReward",
     },
     "features": {
@@ -102,6 +103,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "constraints": "rlprompt.roles:CONSTRAINTS",
         "hint": "rlprompt.roles:HINT",
     },
+    "dialogues": {
+        "negotiation": "rlprompt.dialogues.negotiation:Negotiation",
+        "workflow": "rlprompt.dialogues.workflow:Workflow",
+    },
 }
 
 
@@ -113,6 +118,7 @@ SINGULAR = {
     "policies": "policy",
     "algorithms": "algorithm",
     "roles": "role",
+    "dialogues": "dialogue",
 }
 
 
@@ -126,7 +132,8 @@ def resolve(group: str, name: str, *, allow_modules: Sequence[str] = (), search_
     """Imports what a name stands for.
 
     Args:
-        group: "rewards", "features", "stabilisers", "targets", "policies", "algorithms" or "roles".
+        group: "rewards", "features", "stabilisers", "targets", "policies", "algorithms", "roles" or
+            "dialogues".
         name: a registered name, or `module:attribute`.
         allow_modules: modules (with their submodules) that `module:attribute` may import.
         search_path: folder of the user's configuration; modules that lie in it are allowed and importable.

@@ -31,6 +31,7 @@ FLOOR = {
     "masks": 0,
     "meta_prompts": 0,
     "contexts": 0,
+    "dialogues": 0,
     "served": 0,
     "pairs": 0,
     "preference_pairs": 0,

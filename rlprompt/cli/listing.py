@@ -20,7 +20,7 @@ def list_kind(
         str,
         typer.Argument(
             help="tasks, models, rewards, features, stabilisers, policies, algorithms, targets, envs, meta-prompts, "
-            "roles, pair-builders, recipes or runs."
+            "roles, dialogues, pair-builders, recipes or runs."
         ),
     ],
 ) -> int:
@@ -181,6 +181,7 @@ _LISTERS: dict[str, Callable[[], list[list[str]]]] = {
     "envs": _envs,
     "meta-prompts": _meta_prompts,
     "roles": _roles,
+    "dialogues": _registered("dialogues"),
     "pair-builders": _pair_builders,
     "recipes": _recipes,
     "runs": _runs,

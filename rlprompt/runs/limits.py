@@ -39,6 +39,11 @@ def scorings(config: RunConfig) -> int:
     return env.turns * env.prompt_length + 1 if every_token else env.turns
 
 
+def dev_turns(config: RunConfig) -> int:
+    """Returns how often a policy is scored on each dev input at most: dialogues are played to their end."""
+    return config.env.turns if config.env.dialogue else 1
+
+
 def main_start(config: RunConfig) -> int:
     """Returns the first iteration of the run's own algorithm: the stages come before it."""
     return sum(stage.algorithm.iterations for stage in config.stages)
@@ -64,7 +69,8 @@ def judged_on_dev(config: RunConfig, task: Task, judged: JudgeCalls, num_prompts
     """Returns the most calls that rewards make for so many prompts on dev, or for a policy's one for each dev input."""
     size = len(task.dev)
     if config.env.per_input:
-        return judged.most(prompts=size, pairs=size * _samples(config))
+        times = size * dev_turns(config)
+        return judged.most(prompts=times, pairs=times * _samples(config))
     return judged.most(prompts=num_prompts, pairs=num_prompts * size)
 
 
@@ -76,14 +82,14 @@ def iteration_calls(config: RunConfig, task: Task, iteration: int, judged: Judge
     every = config.selection.every
     dev = 0
     if every is not None and (iteration + 1) % every == 0:
-        dev = len(task.dev) * calls_per_pair(config) + judged_on_dev(config, task, judged)
+        dev = len(task.dev) * calls_per_pair(config) * dev_turns(config) + judged_on_dev(config, task, judged)
     return prompts_at(config, iteration) * per_prompt + judged_in_iteration(config, task, judged, iteration) + dev
 
 
 def final_calls(config: RunConfig, task: Task, num_prompts: int, judged: JudgeCalls = NO_CALLS) -> int:
     """Returns the most calls of the final choice on dev among so many distinct prompts."""
     if config.env.per_input:
-        return len(task.dev) * calls_per_pair(config) + judged_on_dev(config, task, judged)
+        return len(task.dev) * calls_per_pair(config) * dev_turns(config) + judged_on_dev(config, task, judged)
     on_dev = most_dev_calls(config.selection, num_prompts, len(task.dev))
     field = min(config.selection.top, num_prompts)
     calls = on_dev + judged.most(prompts=field, pairs=on_dev)

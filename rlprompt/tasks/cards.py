@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 
 from rlprompt.config import Section, describe
 from rlprompt.errors import TaskError, UnknownNameError
+from rlprompt.registry import BUILT_IN
 
 CARDS = Path(__file__).parent / "cards"
 _MAX_BASES = 8
@@ -237,7 +238,9 @@ def _find(name_or_path: str | Path) -> Path:
         return path
     if isinstance(name_or_path, Path) or path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         raise TaskError(f"task card not found: {path}; check the path, or see 'rlprompt list tasks'")
-    raise UnknownNameError("task", text, [*built_in(), "planted"], " (or give the path of a task card)")
+    raise UnknownNameError(
+        "task", text, [*built_in(), "planted", *BUILT_IN["dialogues"]], " (or give the path of a task card)"
+    )
 
 
 def _merged(file: Path, depth: int) -> dict[str, Any]:

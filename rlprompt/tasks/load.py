@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from rlprompt.config import TaskConfig
 from rlprompt.errors import TaskError
+from rlprompt.registry import BUILT_IN
 from rlprompt.tasks.cards import Card, Carve, built_in, read_card
 from rlprompt.tasks.rows import carved, cut_inputs, drop_overlap, examples_of, fit_columns, sources_of
 from rlprompt.tasks.sources import Table, read_file, read_folder, read_hub, read_package
@@ -108,9 +110,11 @@ def task_from_config(config: TaskConfig) -> Task:
 
 def _generated() -> dict[str, Callable[[], Task]]:
     """Tasks that are made by code."""
+    from rlprompt.tasks.dialogues import dialogue_task
     from rlprompt.tasks.planted import planted_task
 
-    return {"planted": planted_task}
+    dialogues = {name: partial(dialogue_task, name) for name in BUILT_IN["dialogues"]}
+    return {"planted": planted_task, **dialogues}
 
 
 def _choices(card: Card, choices: Sequence[str] | None, variant: Variant) -> tuple[str, ...] | None:

@@ -18,7 +18,7 @@ from rlprompt.tasks.template import Template, TemplateSource
 from rlprompt.types import Example
 
 SPLITS = ("train", "dev", "test")
-METRICS = ("exact-match", "token-f1", "rouge", "answer-letter", "answer-number")
+METRICS = ("exact-match", "token-f1", "rouge", "answer-letter", "answer-number", "dialogue")
 RESERVED = frozenset(
     {"prompts", "completions", "outputs", "references", "input", "choices", "original_prompts", "originals"}
 )

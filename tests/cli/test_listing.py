@@ -16,7 +16,7 @@ def _listed(kind: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
     return [line.split()[0] for line in capsys.readouterr().out.splitlines()]
 
 
-@pytest.mark.parametrize("kind", ["rewards", "stabilisers", "policies", "algorithms", "roles"])
+@pytest.mark.parametrize("kind", ["rewards", "stabilisers", "policies", "algorithms", "roles", "dialogues"])
 def test_registered_names_are_listed_with_their_place(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert set(BUILT_IN[kind]) <= set(_listed(kind, capsys))
 
@@ -26,7 +26,7 @@ def test_targets_are_listed_as_they_are_written(capsys: pytest.CaptureFixture[st
 
 
 def test_tasks_models_and_envs(capsys: pytest.CaptureFixture[str]) -> None:
-    assert {"rotten-tomatoes", "imdb", "planted", "sst-2"} <= set(_listed("tasks", capsys))
+    assert {"rotten-tomatoes", "imdb", "planted", "sst-2", "negotiation", "workflow"} <= set(_listed("tasks", capsys))
     assert "smollm2-135m-instruct" in _listed("models", capsys)
     assert {"rlprompt/TokenPrompt-v0", "rlprompt/MultiPrompter-v0"} <= set(_listed("envs", capsys))
 

@@ -16,7 +16,10 @@ RECIPES = sorted((ROOT / "experiments" / "rlprompt").glob("*.yaml"))
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_the_recipe_is_a_valid_configuration(recipe: Path) -> None:
     config = load_config(recipe)
-    if config.env.kind == "token-prompt":
+    if config.env.kind == "multi":
+        assert config.env.action == "sequence"
+        assert sum(agent.length for agent in config.env.agents) == (6 if recipe.stem == "multiprompter" else 24)
+    elif config.env.kind == "token-prompt":
         assert config.env.prompt_length == (3 if recipe.stem == "planted" else 5)
         assert config.reward[0].name == "gap"
     else:  # one step of RLlib writes the whole text, and all recipes are sized for two cores

@@ -1,0 +1,170 @@
+"""Dialogues in the environment, in training, on dev, and as demonstrations: a target that does as it is told."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlprompt.config import RunConfig, parse_config
+from rlprompt.dialogues import dialogue_of
+from rlprompt.envs.configured import configured_env
+from rlprompt.envs.rewrite import RewriteVectorEnv
+from rlprompt.errors import ConfigError
+from rlprompt.policies import build_policy, load_policy
+from rlprompt.registry import BUILT_IN
+from rlprompt.runs import load_run, train
+from rlprompt.scoring import build_scorer
+from rlprompt.search.dialogues import demonstrations, play
+
+HERE = Path(__file__).parent
+EOS = 50
+
+
+@pytest.fixture(autouse=True)
+def plugged_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands for an installed plug-in with the target."""
+    monkeypatch.syspath_prepend(str(HERE))
+    monkeypatch.setitem(BUILT_IN["targets"], "speaker", "speaker:Speaker")
+
+
+def make_config(folder: Path, **overrides: Any) -> RunConfig:
+    sections: dict[str, Any] = {
+        "seed": 0,
+        "task": {"name": "negotiation", "shots": None},
+        "target": {"name": "speaker:obedient"},
+        "policy": {"kind": "categorical", "model": "planted-50"},
+        "env": {
+            "kind": "rewrite",
+            "level": "instance",
+            "dialogue": True,
+            "meta_prompt": "w01 {input} {feedback}",
+            "turns": 3,
+            "prompt_length": 2,
+            "num_envs": 32,
+        },
+        "reward": [{"name": "dialogue"}],
+        "algorithm": {"name": "ppo", "lr": 0.2, "iterations": 12, "baseline": "critic"},
+        "run": {"dir": str(folder), "tensorboard": False},
+    }
+    for key, value in overrides.items():
+        sections[key] = {**sections[key], **value} if isinstance(sections.get(key), dict) else value
+    return parse_config(sections)
+
+
+def offers(env: RewriteVectorEnv, shares: list[int]) -> Any:
+    """Writes a word and EOS in every dialogue; word n offers 2n percent of the list price."""
+    env.step(np.array(shares))
+    return env.step(np.full(len(shares), EOS))
+
+
+def test_turn_after_turn_the_target_reads_more_and_the_policy_the_critic(tmp_path: Path) -> None:
+    config = make_config(tmp_path, env={"num_envs": 3})
+    scorer = build_scorer(config)
+    _, arguments = configured_env(config, scorer.spec)
+    arguments.pop("action")
+    env = RewriteVectorEnv(3, **arguments)
+    observations, _ = env.reset(seed=0)
+    examples = list(env.writing.examples)
+    first = observations["context"]
+    observations, rewards, terminated, *_ = offers(env, [47, 10, 49])  # 94 %: a deal; 20 %: an insult; silence
+    assert rewards.tolist() == [0.0] * 3
+    assert not terminated.any()
+    later = list(env.writing.examples)
+    assert later[0] == examples[0]  # who is done waits
+    assert later[1].input.splitlines()[-1] == "Seller: That is an insult."
+    assert "far too low" in env.writing.turns.feedback[1]
+    assert env.writing.turns.feedback[0] == ""
+    assert (observations["context"][0] == first[0]).all()
+    offers(env, [0, 10, 49])
+    _, rewards, terminated, *_ = offers(env, [0, 10, 40])  # 80 % of the list price is more than the reserve
+    assert terminated.all()
+    partner, state = dialogue_of(examples[0].reference)
+    price = round(0.94 * state["list"])
+    assert rewards[0] == pytest.approx((state["list"] - price) / (state["list"] - state["reserve"]), abs=1e-6)
+    assert rewards[1] == 0.0
+    state = dialogue_of(examples[2].reference)[1]
+    for words in ("Well.", "Well.", f"I offer ${0.8 * state['list']:.0f}."):
+        state = partner.reply(state, words)
+    assert rewards[2] == pytest.approx(state["score"])
+    assert state["score"] > 0
+
+
+def test_a_target_that_fails_ends_its_dialogue_and_is_not_scored(tmp_path: Path) -> None:
+    config = make_config(tmp_path, env={"num_envs": 2})
+    scorer = build_scorer(config)
+    _, arguments = configured_env(config, scorer.spec)
+    arguments.pop("action")
+    env = RewriteVectorEnv(2, **arguments)
+    env.reset(seed=0)
+    offers(env, [48, 10])
+    offers(env, [0, 10])
+    *_, infos = offers(env, [0, 10])
+    assert [bool(valid) for valid in infos["valid"]] == [False, True]
+    assert infos["failure"][0].kind == "timeout"
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_trained_policy_bargains_better_than_its_untrained_self(seed: int, tmp_path: Path) -> None:
+    config = make_config(tmp_path, seed=seed)
+    result = train(config, progress=False)
+    scorer = build_scorer(config)
+    untrained = build_policy(config.policy, prompt_length=2, seed=seed)
+    trained = load_policy(result.folder)
+    test = scorer.task.test[:60]
+    scores = [
+        float(np.nanmean(play(policy, config, scorer, test, iteration=0).scores.accuracies))
+        for policy in (untrained, trained)
+    ]
+    assert scores[1] > scores[0] + 0.1
+    on_dev = [record for record in load_run(result.folder).prompts() if record.phase == "dev"]
+    assert result.dev_accuracy == pytest.approx(np.mean([record.accuracy for record in on_dev[-64:]]))
+
+
+def test_good_dialogues_become_demonstrations(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    scorer = build_scorer(config)
+    policy = build_policy(config.policy, prompt_length=2, seed=0)
+    examples = scorer.task.train[:24]
+    played = play(policy, config, scorer, examples, phase="train", iteration=0)
+    assert len(played.said) == 24
+    assert played.said[0][0] == ("Seller", played.said[0][0][1])
+    again = play(policy, config, scorer, examples, phase="train", iteration=0, rows=5)
+    assert again.said == played.said
+    scores = played.scores.accuracies
+    lines = demonstrations(played, examples, at_least=0.3)
+    good = [example.id for example, score in zip(examples, scores, strict=True) if score >= 0.3]
+    assert 0 < len(good) < 24
+    assert len(lines) == sum(one.example_id in good for one in played.turns)
+    assert all(set(line) == {"context", "target"} for line in lines)
+    assert any(len(said) > 3 for said in played.said)
+    assert json.loads(json.dumps(lines)) == lines
+
+
+@pytest.mark.parametrize(
+    ("sections", "match"),
+    [
+        ({"env": {"level": "task"}}, "dialogue is for env.kind=rewrite and env.level=instance"),
+        ({"env": {"kind": "token-prompt"}}, "dialogue is for env.kind=rewrite"),
+    ],
+)
+def test_what_is_no_dialogue_is_a_one_line_error(sections: dict[str, Any], match: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=match) as caught:
+        make_config(tmp_path, **sections)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_task_is_a_one_line_error(tmp_path: Path) -> None:
+    config = make_config(
+        tmp_path,
+        task={"name": "planted", "template": "{input}\n{prompt}"},
+        target={"name": "planted:separable"},
+        reward=[{"name": "gap"}],
+    )
+    scorer = build_scorer(config)
+    _, arguments = configured_env(config, scorer.spec)
+    arguments.pop("action")
+    with pytest.raises(ConfigError, match=r"a task of dialogues \(task.name=negotiation or workflow\)"):
+        RewriteVectorEnv(2, **arguments)
