@@ -28,6 +28,11 @@ class Partner(Protocol):
     on the newest words), and whatever the script needs. It is never changed in place.
     """
 
+    template: str
+    """Of the task, for models that go on with a text: with `{input}` and `{prompt}`."""
+    max_tokens: int
+    """Of an utterance."""
+
     def scenario(self, number: int) -> tuple[str, Json]:
         """Returns what the target reads before anything was said, and the state; the same for a number everywhere."""
 

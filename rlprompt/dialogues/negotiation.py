@@ -41,6 +41,9 @@ class Negotiation:
     The score of a deal is (list - price) / (list - reserve), within [0, 1]; without a deal it is 0.
     """
 
+    template = "{input}\n(Advice: {prompt})\nYou: I offer $"
+    max_tokens = 8
+
     def scenario(self, number: int) -> tuple[str, Json]:
         """Returns the situation and the state of a numbered negotiation."""
         draws = generator(0, "negotiation", number)

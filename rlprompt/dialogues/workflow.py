@@ -30,6 +30,9 @@ class Workflow:
     more than a question back. The score is the share of steps that are done. As many turns as steps.
     """
 
+    template = "{input}\n(Advice: {prompt})\nYou: May I have your"
+    max_tokens = 10
+
     def scenario(self, number: int) -> tuple[str, Json]:
         """Returns the situation and the state of a numbered dialogue; the order of the steps is drawn."""
         draws = generator(0, "workflow", number)

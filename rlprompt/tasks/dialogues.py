@@ -8,7 +8,6 @@ from rlprompt.tasks.task import Task
 from rlprompt.tasks.template import Template
 from rlprompt.types import Example
 
-TEMPLATE = "{input}\n({prompt})\nYou:"
 _SIZES = {"train": 96, "dev": 64, "test": 200}
 _FIRST = {"train": 0, "dev": 1_000, "test": 2_000}
 
@@ -42,7 +41,7 @@ def dialogue_task(partner: str) -> Task:
         test=splits["test"],
         choices=None,
         metric=METRIC,
-        template=Template(TEMPLATE),
-        max_tokens=24,
+        template=Template(script.template),
+        max_tokens=script.max_tokens,
         source="generated",
     )

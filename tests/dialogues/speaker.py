@@ -21,7 +21,7 @@ class Speaker:
 
     def _answer(self, text: str) -> TargetOutput:
         self.read.append(text)
-        situation, _, prompt = text.rpartition("\n(")
+        situation, _, prompt = text.rpartition("\n(Advice: ")
         words = re.findall(r"w(\d\d)", prompt)
         if not words or words[0] == "49":
             return TargetOutput(text="Well.", prompt_tokens=8)
