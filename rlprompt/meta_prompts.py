@@ -95,12 +95,11 @@ META_PROMPTS: dict[str, Registered] = {
         "`rewrite-input` with the failed answer of the turn before, for env.turns above 1",
     ),
     "negotiation-advice": Registered(
-        "Give the buyer one short piece of advice: which price to offer next. Output the advice only.\n{input}\n"
-        "{feedback}",
+        "Which price should the buyer offer next?\n{input}\n{feedback}\nAdvice:",
         "our own, for env.dialogue: the critic's comment on the turn before stands in {feedback}",
     ),
     "workflow-advice": Registered(
-        "Give the agent one short piece of advice: what to ask for next. Output the advice only.\n{input}\n{feedback}",
+        "What should the agent ask for next?\n{input}\n{feedback}\nAdvice:",
         "our own, for env.dialogue: the critic's comment on the turn before stands in {feedback}",
     ),
     "prewrite-reason": Registered(
