@@ -163,10 +163,10 @@ class Promptist:
         ours = self._judge([after for after, _ in chosen.values()])
         theirs = self._judge([before for _, before in chosen.values()])
         cosines = self._relevance([columns[self.plain][index] for index in chosen], chosen.values())
-        for index, after, before, relevance in zip(chosen, ours, theirs, cosines, strict=True):
+        for index, looks, plain_looks, relevance in zip(chosen, ours, theirs, cosines, strict=True):
             if relevance is not None:
-                rewards[index] = promptist_reward(after, before, relevance)
-                found["aesthetic"][index] = float(after.mean() - before.mean())
+                rewards[index] = promptist_reward(looks, plain_looks, relevance)
+                found["aesthetic"][index] = float(looks.mean() - plain_looks.mean())
                 found["relevance"][index] = float(np.maximum(0.0, relevance).mean())
         return found
 
