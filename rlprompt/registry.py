@@ -1,8 +1,9 @@
 """Names -> "module:attribute", for everything that a configuration names.
 
 Built-in names are in the tables below; other packages add theirs through the entry-point groups
-`rlprompt.rewards`, `rlprompt.features` (of texts, for reward models), `rlprompt.stabilisers`, `rlprompt.targets`,
-`rlprompt.policies`, `rlprompt.algorithms` and `rlprompt.roles` (of agents that compose one prompt).
+`rlprompt.rewards`, `rlprompt.features` (of texts, for reward models), `rlprompt.aesthetics` and `rlprompt.embedders`
+(of images), `rlprompt.stabilisers`, `rlprompt.targets`, `rlprompt.policies`, `rlprompt.algorithms`, `rlprompt.roles`
+(of agents that compose one prompt) and `rlprompt.dialogues` (partners of the target).
 A name with a colon, `my_module:my_function`, is code of the user: it is imported only where the caller allows
 the module (`allow_modules`), and never from a run folder.
 """
@@ -48,6 +49,13 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "success-model": "rlprompt.rewards.learned.success_model:SuccessModelReward",
         "dialogue": "rlprompt.rewards.dialogue:DialogueScore",
         "preference-head": "rlprompt.algorithms.preference_head:PreferenceHeadReward",
+        "promptist": "rlprompt.rewards.promptist:Promptist",
+    },
+    "aesthetics": {
+        "contrast": "rlprompt.rewards.images:contrast",
+    },
+    "embedders": {
+        "scene": "rlprompt.rewards.images:SceneEmbedding",
     },
     "features": {
         "length": "rlprompt.rewards.learned.features:length",
@@ -75,6 +83,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "transformers": "rlprompt.targets.transformers:TransformersTarget",
         "openai": "rlprompt.targets.openai:OpenAITarget",
         "planted": "rlprompt.targets.planted:PlantedTarget",
+        "renderer": "rlprompt.targets.renderer:RendererTarget",
     },
     "policies": {
         "lm-adaptor": "rlprompt.policies.lm_adaptor:LMAdaptorPolicy",
@@ -112,6 +121,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
 
 SINGULAR = {
     "rewards": "reward",
+    "aesthetics": "aesthetic",
+    "embedders": "embedder",
     "features": "feature",
     "stabilisers": "stabiliser",
     "targets": "target",
@@ -132,8 +143,8 @@ def resolve(group: str, name: str, *, allow_modules: Sequence[str] = (), search_
     """Imports what a name stands for.
 
     Args:
-        group: "rewards", "features", "stabilisers", "targets", "policies", "algorithms", "roles" or
-            "dialogues".
+        group: "rewards", "features", "aesthetics", "embedders", "stabilisers", "targets", "policies", "algorithms",
+            "roles" or "dialogues".
         name: a registered name, or `module:attribute`.
         allow_modules: modules (with their submodules) that `module:attribute` may import.
         search_path: folder of the user's configuration; modules that lie in it are allowed and importable.

@@ -93,7 +93,8 @@ class TargetOutput:
     completion_tokens: int = 0
     cached: bool = False
     payload: Any = None
-    """Opaque result of a target that does not answer with text."""
+    """Opaque result of a target that does not answer with text. What JSON gives back as it was (lists, numbers, texts)
+    is cached and kept in the run; an answer with any other payload is asked for again by a resumed run."""
     failure: Failure | None = None
 
 

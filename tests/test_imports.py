@@ -34,6 +34,7 @@ FLOOR = {
     "dialogues": 0,
     "served": 0,
     "pairs": 0,
+    "payloads": 0,
     "preference_pairs": 0,
     "json_lines": 0,
     "calibration": 0,

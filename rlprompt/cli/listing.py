@@ -19,8 +19,8 @@ def list_kind(
     kind: Annotated[
         str,
         typer.Argument(
-            help="tasks, models, rewards, features, stabilisers, policies, algorithms, targets, envs, meta-prompts, "
-            "roles, dialogues, pair-builders, recipes or runs."
+            help="tasks, models, rewards, features, aesthetics, embedders, stabilisers, policies, algorithms, targets, "
+            "envs, meta-prompts, roles, dialogues, pair-builders, recipes or runs."
         ),
     ],
 ) -> int:
@@ -70,7 +70,12 @@ def _targets() -> list[list[str]]:
     """A model is a target by its own name; the registered ones are written as name:argument."""
     from rlprompt.registry import names
 
-    written = {"transformers": "MODEL", "openai": "openai:MODEL", "planted": "planted:LANDSCAPE"}
+    written = {
+        "transformers": "MODEL",
+        "openai": "openai:MODEL",
+        "planted": "planted:LANDSCAPE",
+        "renderer": "renderer:SIZE",
+    }
     return [[written.get(name, f"{name}:ARGUMENT"), place] for name, place in sorted(names("targets").items())]
 
 
@@ -174,6 +179,8 @@ _LISTERS: dict[str, Callable[[], list[list[str]]]] = {
     "models": _models,
     "rewards": _registered("rewards"),
     "features": _registered("features"),
+    "aesthetics": _registered("aesthetics"),
+    "embedders": _registered("embedders"),
     "stabilisers": _registered("stabilisers"),
     "policies": _registered("policies"),
     "algorithms": _registered("algorithms"),

@@ -2,7 +2,8 @@
 
 The answers of a scoring are appended and synced as soon as the target has given them, before the rewards are computed.
 A checkpoint removes those that `outputs/` holds by then. What is left when a run is resumed goes back to its scorer,
-which charges it to the ledger once a scoring needs it, and does not ask the target. Failures are never written.
+which charges it to the ledger once a scoring needs it, and does not ask the target. Failures are never written, nor are
+answers with a payload that JSON would change.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlprompt.payloads import can_be_kept
 from rlprompt.runs.folder import remove, sync_folder, write_bytes, writing_errors
 from rlprompt.types import TargetOutput
 
@@ -34,6 +36,7 @@ class AnswerJournal:
         self.path = path
         self._open: dict[tuple[str, str, int], TargetOutput] = {}
         self._num_lines = 0
+        self._warned = False
 
     @property
     def answers(self) -> list[AnswerRecord]:
@@ -60,6 +63,7 @@ class AnswerJournal:
     def append(self, records: Iterable[AnswerRecord]) -> None:
         """Writes answers and waits until the disk has them; failures and pairs that are there already are left out."""
         new = [record for record in records if record[:3] not in self._open and record[3].failure is None]
+        new = self._keepable(new)
         if not new:
             return
         exists = self.path.exists()
@@ -71,6 +75,16 @@ class AnswerJournal:
                 sync_folder(self.path.parent)
         self._open.update((record[:3], record[3]) for record in new)
         self._num_lines += len(new)
+
+    def _keepable(self, records: list[AnswerRecord]) -> list[AnswerRecord]:
+        kept = [record for record in records if can_be_kept(record[3].payload)]
+        if len(kept) < len(records) and not self._warned:
+            self._warned = True
+            logger.warning(
+                "the target's payloads are not kept, because JSON would change them: a resumed run asks for them again "
+                "and pays again; answer with lists, numbers, texts or names of files"
+            )
+        return kept
 
     def settle(self, pairs: Iterable[tuple[str, str, int]]) -> None:
         """Lets go of pairs that the tables hold; their lines stay in the file until `cut`."""
@@ -114,6 +128,7 @@ def _line(record: AnswerRecord) -> bytes:
         "prompt_tokens": output.prompt_tokens,
         "completion_tokens": output.completion_tokens,
         "cached": output.cached,
+        **({} if output.payload is None else {"payload": output.payload}),
     }
     # ASCII: a prompt may hold a lone surrogate, which UTF-8 has no bytes for. -Infinity is a log-probability.
     return json.dumps(fields).encode() + b"\n"

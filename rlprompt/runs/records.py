@@ -7,6 +7,7 @@ that was answered before is not written again. Together they are what a resumed 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 
 from rlprompt.errors import RunError
 from rlprompt.pairs import DEMONSTRATION, sample_indices
+from rlprompt.payloads import can_be_kept, payload_text
 from rlprompt.runs.folder import write_bytes
 from rlprompt.types import Example, Failure, FloatArray, Scores, TargetOutput
 
@@ -245,7 +247,7 @@ def write_prompts(path: Path, records: Sequence[PromptRecord]) -> None:
 
 
 def write_answers(path: Path, answers: Sequence[Answer]) -> None:
-    """Writes a part of `outputs/`."""
+    """Writes a part of `outputs/`, payloads as JSON; answers with one that JSON would change are left out."""
     import pyarrow as pa
 
     failure = pa.struct(
@@ -262,6 +264,7 @@ def write_answers(path: Path, answers: Sequence[Answer]) -> None:
             ("prompt_tokens", pa.int64()),
             ("completion_tokens", pa.int64()),
             ("cached", pa.bool_()),
+            ("payload", pa.string()),
             ("failure", failure),
         ]
     )
@@ -276,9 +279,11 @@ def write_answers(path: Path, answers: Sequence[Answer]) -> None:
             "prompt_tokens": answer.output.prompt_tokens,
             "completion_tokens": answer.output.completion_tokens,
             "cached": answer.output.cached,
+            "payload": None if answer.output.payload is None else payload_text(answer.output.payload),
             "failure": None if answer.output.failure is None else _failure_row(answer.output.failure),
         }
         for answer in answers
+        if can_be_kept(answer.output.payload)
     ]
     _write(path, pa.Table.from_pylist(rows, schema=schema))
 
@@ -324,7 +329,7 @@ def read_answers(path: Path, prompts: Mapping[str, str]) -> Iterator[Answer]:
     for row in _read(path):
         if row.get("prompt_id") not in prompts:
             raise RunError(f"{path} has an answer for prompt {row.get('prompt_id')}, which prompts/ does not know")
-        failure, logprobs = row["failure"], row["choice_logprobs"]
+        failure, logprobs, payload = row["failure"], row["choice_logprobs"], row.get("payload")
         output = TargetOutput(
             text=row["text"],
             choice_logprobs=None if logprobs is None else tuple(logprobs),
@@ -332,6 +337,7 @@ def read_answers(path: Path, prompts: Mapping[str, str]) -> Iterator[Answer]:
             prompt_tokens=row["prompt_tokens"],
             completion_tokens=row["completion_tokens"],
             cached=row["cached"],
+            payload=None if payload is None else json.loads(payload),
             failure=None if failure is None else Failure(**failure),
         )
         prompt = prompts[row["prompt_id"]]

@@ -274,7 +274,7 @@ def _check_kind(scorer: Scorer, answers: Sequence[Answer]) -> None:
     good = [answer.output for answer in answers if answer.output.failure is None]
     if scorer.task.choices is not None or not good:
         return
-    stored = "text" if any(output.text is not None for output in good) else "logprob"
+    stored = "logprob" if any(output.logprob is not None for output in good) else "text"
     if scorer.rewards.needs == "any":
         scorer.asks = stored
     if scorer.asks != stored:

@@ -49,7 +49,7 @@ def original_prompt(compose: str, example: Example, draft: str, *, shows_input: 
 
 
 def answer_to_json(prompt: str, example_id: str, sample: int, output: TargetOutput) -> Json:
-    """Returns a remembered answer as JSON values; they survive without loss."""
+    """Returns a remembered answer, with a payload that can be kept, as JSON values; they survive without loss."""
     return {
         "prompt": prompt,
         "example_id": example_id,
@@ -60,6 +60,7 @@ def answer_to_json(prompt: str, example_id: str, sample: int, output: TargetOutp
         "prompt_tokens": output.prompt_tokens,
         "completion_tokens": output.completion_tokens,
         "cached": output.cached,
+        **({} if output.payload is None else {"payload": output.payload}),
     }
 
 
@@ -78,6 +79,7 @@ def answer_from_json(entry: Json) -> tuple[tuple[str, str, int], TargetOutput]:
             prompt_tokens=entry["prompt_tokens"],
             completion_tokens=entry["completion_tokens"],
             cached=entry["cached"],
+            payload=entry.get("payload"),
         )
         return (entry["prompt"], entry["example_id"], entry["sample"]), output
     except (KeyError, TypeError) as error:

@@ -26,6 +26,7 @@ from rlprompt.pairs import (
     sample_indices,
     sample_seed,
 )
+from rlprompt.payloads import can_be_kept
 from rlprompt.rewards import RewardSet
 from rlprompt.rewards.aggregate import best_of as expected_best
 from rlprompt.rewards.metrics import metric_correct
@@ -295,7 +296,9 @@ class Scorer:
             "offsets": {prompt: offsets.tolist() for prompt, offsets in self._offsets.items()},
             # Nobody wrote the original prompt, so its answers are in no record of the run.
             "originals": [
-                answer_to_json(*key, self._answers[key]) for key in self._original_keys if key in self._answers
+                answer_to_json(*key, self._answers[key])
+                for key in self._original_keys
+                if key in self._answers and can_be_kept(self._answers[key].payload)
             ],
         }
 

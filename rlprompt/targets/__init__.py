@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Ledger", "Price", "Reservation", "load_target", "target_from_config", "target_prices"]
 
-_LOCAL_KINDS = ("planted", "transformers")
+_LOCAL_KINDS = ("planted", "renderer", "transformers")
 """Targets that compute on this machine: their calls cost nothing."""
 
 
@@ -38,8 +38,8 @@ def load_target(
     """Loads a target by name.
 
     Args:
-        name: `planted:LANDSCAPE`, `openai:MODEL`, `NAME:ARGUMENT` of an installed plug-in, or the name of a model
-            (installed package, folder, hub id).
+        name: `planted:LANDSCAPE`, `renderer:SIZE`, `openai:MODEL`, `NAME:ARGUMENT` of an installed plug-in, or the
+            name of a model (installed package, folder, hub id).
         dtype: of a model that runs here: "auto", "float32", "bfloat16" or "float16"; others do not use it.
         device: of a model that runs here, for example "cpu" or "cuda:0"; others do not use it.
         revision: of a model from the hub.

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, cast, get_args, runtime_checkable
 
 from rlprompt.errors import ConfigError, UnknownNameError
+from rlprompt.payloads import can_be_kept
 from rlprompt.types import Json, Target, TargetOutput, TargetRequest
 
 logger = logging.getLogger(__name__)
@@ -320,8 +321,7 @@ def _encode(output: TargetOutput) -> str | None:
         value = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     except (TypeError, ValueError):
         return None
-    # A payload that JSON turns into something else (a tuple, integer keys) would not come back as it was.
-    return value if json.loads(value)["payload"] == output.payload else None
+    return value if can_be_kept(output.payload) else None
 
 
 def _digest(key: str, value: str) -> str:

@@ -230,7 +230,7 @@ ORDERED: dict[str, dict[str, Any]] = {
 UNORDERED: dict[str, dict[str, Any]] = {"length": {}, "fluency": {"model": "planted-10"}}
 ELSEWHERE = {
     *("answer", "length-difference", "length-rule", "attribute", "judge", "ensemble", "checklist", "hybrid"),
-    *("reward-model", "feature-model", "success-model", "preference-head", "dialogue"),
+    *("reward-model", "feature-model", "success-model", "preference-head", "dialogue", "promptist"),
 }
 """Their own tests run the check, on tasks or with arguments of their own."""
 

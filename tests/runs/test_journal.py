@@ -27,6 +27,7 @@ def test_answers_come_back_exactly(tmp_path: Path) -> None:
         record("naïve \ud800\nline", choice_logprobs=(-0.1, float("-inf"), -1 / 3), prompt_tokens=7, cached=True),
         record(example="dev/3", text="two\nlines", completion_tokens=2),
         record(example="dev/4", logprob=-2.0 / 7),
+        record(example="dev/5", payload={"images": [[[0, 255, -1 / 3]]]}),
     ]
     AnswerJournal(tmp_path / "journal.jsonl").append(records)
     assert reload(tmp_path / "journal.jsonl").answers == records
@@ -38,6 +39,17 @@ def test_a_pair_is_written_once_and_a_failure_never(tmp_path: Path) -> None:
     journal.append([record(text="yes"), record(example="train/1", failure=Failure("target", "timeout", "late"))])
     assert (tmp_path / "journal.jsonl").read_bytes().count(b"\n") == 1
     assert reload(tmp_path / "journal.jsonl").answers == [record(text="yes")]
+
+
+def test_a_payload_that_json_would_change_is_left_out_with_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = AnswerJournal(tmp_path / "journal.jsonl")
+    with caplog.at_level(logging.WARNING):
+        journal.append([record(payload=(1, 2)), record(example="train/1", payload=[1, 2])])
+        journal.append([record(example="train/2", payload=object())])
+    assert caplog.text.count("the target's payloads are not kept") == 1
+    assert reload(tmp_path / "journal.jsonl").answers == [record(example="train/1", payload=[1, 2])]
 
 
 @pytest.mark.parametrize("rest", [b'{"prompt": "w02", "exa', b'{"prompt": "w02"}\n', b"\x00\xff\n", b"[]\n"], ids=repr)

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from rlprompt.config import RewardConfig
@@ -77,6 +78,27 @@ def test_answers_come_back_from_a_part_exactly(tmp_path: Path) -> None:
     write_answers(tmp_path / "part.parquet", answers)
     texts = {prompt_id(text): text for text in ("a", "b")}
     assert list(read_answers(tmp_path / "part.parquet", texts)) == answers
+
+
+def test_payloads_come_back_exactly_and_what_json_would_change_is_left_out(tmp_path: Path) -> None:
+    kept = [
+        Answer("a", "train/0", 0, TargetOutput(payload={"images": [[[0, 255], [0.1, -1 / 3]]], "ok": True})),
+        Answer("a", "train/1", 0, TargetOutput(payload="ünïcödé\n")),
+        Answer("a", "train/2", 0, TargetOutput(text="both", payload=[])),
+    ]
+    lost = [
+        Answer("a", "train/3", 0, TargetOutput(payload=np.zeros(2))),
+        Answer("a", "x", 0, TargetOutput(payload=(1,))),
+    ]
+    write_answers(tmp_path / "part.parquet", [*lost, *kept])
+    assert list(read_answers(tmp_path / "part.parquet", {prompt_id("a"): "a"})) == kept
+
+
+def test_a_part_from_before_there_were_payloads_can_be_read(tmp_path: Path) -> None:
+    answer = Answer("a", "train/0", 0, TargetOutput(text="x"))
+    write_answers(tmp_path / "part.parquet", [answer])
+    pq.write_table(pq.read_table(tmp_path / "part.parquet").drop_columns(["payload"]), tmp_path / "old.parquet")
+    assert list(read_answers(tmp_path / "old.parquet", {prompt_id("a"): "a"})) == [answer]
 
 
 def test_an_answer_of_an_unknown_prompt_is_an_error(tmp_path: Path) -> None:
