@@ -6,6 +6,7 @@ Shapes: B prompts, T tokens, d features, N roles, V vocabulary.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -87,6 +88,12 @@ class RolePolicy(FeaturePolicy):
     def forget(self) -> None:
         """Drops what the policy keeps of contexts."""
         self._policy.forget()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RolePolicy:
+        """Moves the head (`to`, `cuda`, ...), and with it what the policy has frozen."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # untyped there
+        self._policy._apply(fn, recurse)  # type: ignore[no-untyped-call]  # untyped there
+        return self
 
     @property
     def _policy(self) -> FeaturePolicy:

@@ -105,9 +105,14 @@ def _some_examples(config: RunConfig, scorer: Scorer) -> tuple[Example, ...]:
 def _write_prompts(config: RunConfig, scorer: Scorer, examples: Sequence[Example]) -> tuple[list[str], str]:
     """Builds the policy, has it write its most probable prompt (or one for each example), and describes it."""
     from rlprompt.masks import static_mask
-    from rlprompt.policies import build_policy
+    from rlprompt.policies import build_policy, configured_team
     from rlprompt.search.random import greedy_prompts
 
+    if config.env.kind == "multi":
+        team = configured_team(config)
+        prompts, _ = greedy_prompts(team, config, scorer, examples if config.env.per_input else None)
+        trainable = sum(parameter.numel() for name in team.names() for parameter in team.member(name).head.parameters())
+        return prompts, f"{trainable:,} trainable parameters in {len(list(team.names()))} policies of a team"
     policy = build_policy(config.policy, prompt_length=config.env.prompt_length, seed=config.seed)
     mask = static_mask(policy.tokenizer, config.env.mask, eos=config.env.ends_with_eos)
     prompts, _ = greedy_prompts(policy, config, scorer, examples if config.env.per_input else None)

@@ -88,6 +88,11 @@ class _Describer:
 
     def __init__(self, run: SavedRun) -> None:
         config = run.config
+        if config.env.dialogue:
+            raise ConfigError(
+                f"{run.folder.root} is a run of dialogues, which keeps what was written last, not every turn; for "
+                "demonstrations play dialogues with rlprompt.search.dialogues.play"
+            )
         self._config: RunConfig = config
         self._task: Task | None = None
         self._examples: dict[str, Example] = {}

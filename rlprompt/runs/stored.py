@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from rlprompt.agents import settled
 from rlprompt.config import RunConfig
 from rlprompt.errors import CheckpointError
 from rlprompt.runs.checkpoints import load_checkpoint
@@ -45,7 +47,8 @@ def unrecorded_answers(folder: RunFolder) -> list[AnswerRecord]:
 def readings(config: RunConfig, task: Task | None) -> Callable[[Example | None], str]:
     """Returns what says what the policy of a run read before it wrote: for an example, or (None) for the task.
 
-    It is the text of the first turn, in front of the chat template, with a long input as a whole.
+    It is the text of the first turn, or of the first of several agents, in front of the chat template, with a long
+    input as a whole.
 
     Args:
         config: of the run.
@@ -56,7 +59,13 @@ def readings(config: RunConfig, task: Task | None) -> Callable[[Example | None],
         return lambda example: config.policy.context
     from rlprompt.envs.contexts import MetaSettings, shown_examples
 
-    meta = MetaSettings.from_config(env).load()
+    settings = MetaSettings.from_config(env)
+    if env.kind == "multi":
+        first = settled(env.agents, per_input=env.per_input, model=config.policy.model)[0]
+        if first.meta_prompt is None:
+            return lambda example: config.policy.context
+        settings = replace(settings, meta_prompt=first.meta_prompt, composed=False)
+    meta = settings.load()
     fixed = {"draft": env.draft}
     if "examples" in meta.slots:
         holder: Any = SimpleNamespace(task=task, seed=config.seed)

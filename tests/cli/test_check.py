@@ -121,3 +121,13 @@ def test_a_task_level_rewrite_is_written_after_its_meta_prompt(
     assert main(["check", str(small_config(env=env))]) == 0
     assert "calls for training 48" in " ".join(capsys.readouterr().out.split())
     assert sum(asked) == 4
+
+
+def test_several_agents_write_one_prompt(small_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    agents = [{"name": "first", "length": 2}, {"name": "second", "length": 1}]
+    config = small_config(env={"kind": "multi", "num_envs": 4, "agents": agents})
+    assert main(["check", str(config)]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    # a table of 2 x 51 logits and 2 values, and one of half of that
+    assert "policy categorical on planted-50: 156 trainable parameters in 2 policies of a team" in lines
+    assert any(line.startswith("the run, at most 56 calls") for line in lines)

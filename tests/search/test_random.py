@@ -82,3 +82,19 @@ def test_a_resumed_run_remembers_the_answers_of_pairs(tmp_path: Path) -> None:
     assert (resumed.target_calls, resumed.dev_reward) == (whole.target_calls, whole.dev_reward)
     one, other = ([(r.prompt, r.raw_reward) for r in load_run(run.folder).prompts()] for run in (whole, resumed))
     assert one == other
+
+
+def test_several_untrained_agents_write_what_they_write_before_they_are_trained(tmp_path: Path) -> None:
+    agents = [{"name": "first", "length": 2}, {"name": "second", "length": 1}]
+
+    def run(**algorithm: Any) -> Any:
+        config = make_config(tmp_path / str(algorithm), **algorithm)
+        env = {"kind": "multi", "num_envs": 8, "agents": agents}
+        sections = config.model_dump(mode="json", exclude={"env"}) | {"env": env}
+        return load_run(train(parse_config(sections), progress=False).folder).prompts()
+
+    searched, trained = run(), run(name="ppo", lr=0.5)
+    first = [[record.prompt for record in records if record.iteration == 0] for records in (searched, trained)]
+    assert first[0][:8] == first[1][:8]
+    assert len({record.prompt for record in searched if record.phase == "train"}) > 8
+    assert max(record.iteration for record in searched) == 3  # the choice on dev

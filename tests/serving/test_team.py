@@ -8,6 +8,7 @@ from rlprompt.config import RunConfig, parse_config
 from rlprompt.errors import ConfigError
 from rlprompt.policies import load_policy, load_team
 from rlprompt.runs import load_run, train
+from rlprompt.runs.candidates import candidates_of
 from rlprompt.scoring import build_scorer
 from rlprompt.search.random import greedy_prompts
 from rlprompt.serving import Rewriter
@@ -91,3 +92,11 @@ def test_a_member_alone_and_a_team_are_told_apart(folder: Path) -> None:
 def test_at_task_level_the_chosen_prompt_is_served(tmp_path: Path) -> None:
     result = train(config_of(tmp_path, "task"), progress=False)
     assert Rewriter.load(result.folder).fixed_prompt == result.best_prompt
+
+
+@pytest.mark.ray
+def test_pairs_of_what_a_team_wrote_are_for_what_its_first_agent_read(folder: Path) -> None:
+    found = candidates_of(load_run(folder)).candidates
+    assert len(found) == 16
+    assert all(candidate.input.startswith("item ") for candidate in found)
+    assert all(candidate.context == f"w01 {candidate.input}" for candidate in found)
