@@ -376,18 +376,12 @@ class Run:
 
     def _measure_policy(self, completed: int, iteration: int) -> None:
         """Scores the policy's greedy prompts for the dev inputs, unless that was done or the budget does not hold."""
-        from rlprompt.search.dialogues import play
-        from rlprompt.search.random import greedy_prompts
+        from rlprompt.search.dialogues import scores_on_dev
 
         if self._choice.newest == completed:
             return
-        dev, samples = self._scorer.task.dev, self._config.env.samples
         try:
-            if self._config.env.dialogue:
-                scores = play(self._policy, self._config, self._scorer, dev, phase="dev").scores
-            else:
-                prompts, contexts = greedy_prompts(self._policy, self._config, self._scorer, dev)
-                scores = self._scorer.score_pairs(prompts, dev, samples=samples, phase="dev", contexts=contexts)
+            scores = scores_on_dev(self._policy, self._config, self._scorer)
         except BudgetExceededError:
             return
         records = self._record(scores, iteration, "dev")

@@ -16,7 +16,7 @@ from rlprompt.dialogues import dialogue_of
 from rlprompt.envs.turns import DialogueTurns
 from rlprompt.errors import ConfigError
 from rlprompt.masks import decode
-from rlprompt.search.random import contexts_of, write
+from rlprompt.search.random import contexts_of, greedy_prompts, write
 from rlprompt.types import Example, Json, Scores
 
 
@@ -95,6 +95,25 @@ def play(
     ended = [_said(turns.examples[row], scores, row) for row in range(len(examples))]
     order = {example.id: place for place, example in enumerate(examples)}
     return Played(scores, tuple(sorted(spoken, key=lambda one: (order[one.example_id], one.turn))), tuple(ended))
+
+
+def scores_on_dev(policy: Any, config: RunConfig, scorer: Any) -> Scores:
+    """Scores a policy's most probable text for each dev input, or each dialogue of dev to its end.
+
+    Args:
+        policy: who writes.
+        config: of a run that writes for single inputs.
+        scorer: of the run.
+
+    Raises:
+        BudgetExceededError: the answers do not fit into the budget.
+    """
+    dev = scorer.task.dev
+    if config.env.dialogue:
+        return play(policy, config, scorer, dev, phase="dev").scores
+    prompts, contexts = greedy_prompts(policy, config, scorer, dev)
+    scores: Scores = scorer.score_pairs(prompts, dev, samples=config.env.samples, phase="dev", contexts=contexts)
+    return scores
 
 
 def demonstrations(played: Played, examples: Sequence[Example], *, at_least: float) -> list[Json]:

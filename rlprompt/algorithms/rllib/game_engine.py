@@ -58,23 +58,7 @@ def game_config(config: RunConfig, scorer_spec: Json, team: PromptTeam) -> Promp
     }
     penalise = algorithm.kl_in == "reward" and algorithm.kl_coeff > 0
     members = list(team.names())
-    specs = {
-        name: RLModuleSpec(
-            module_class=PromptModule,
-            model_config={
-                "policy": config.policy.model_dump(mode="json"),
-                "env": env.model_dump(mode="json"),
-                "algorithm": algorithm.model_dump(mode="json"),
-                "team": config.team.model_dump(mode="json"),
-                "places": [place for place, (_, owner) in enumerate(agents) if owner == name],
-                "seed": config.seed,
-                "code": scorer_spec.get("code", {}),
-            },
-        )
-        for name in members
-    }
-    if team.critic is not None:
-        specs[CRITIC] = _critic_spec(config, team)
+    specs = _specs(config, scorer_spec, team)
     learners = {name for name in specs if name == CRITIC or _ever_learns(team, name)}
     built: PromptAlgorithmConfig = (
         PromptAlgorithmConfig()
@@ -116,6 +100,28 @@ def game_config(config: RunConfig, scorer_spec: Json, team: PromptTeam) -> Promp
         .reporting(min_time_s_per_iteration=0)
     )
     return built
+
+
+def _specs(config: RunConfig, scorer_spec: Json, team: PromptTeam) -> dict[str, RLModuleSpec]:
+    """The modules of the members, and of the central critic where there is one."""
+    shared = {
+        "policy": config.policy.model_dump(mode="json"),
+        "env": config.env.model_dump(mode="json"),
+        "algorithm": config.algorithm.model_dump(mode="json"),
+        "team": config.team.model_dump(mode="json"),
+        "seed": config.seed,
+        "code": scorer_spec.get("code", {}),
+    }
+    places: dict[str, list[int]] = {}
+    for place in range(len(team.agents)):
+        places.setdefault(team.member_name(place), []).append(place)
+    specs = {
+        name: RLModuleSpec(module_class=PromptModule, model_config={**shared, "places": own})
+        for name, own in places.items()
+    }
+    if team.critic is not None:
+        specs[CRITIC] = _critic_spec(config, team)
+    return specs
 
 
 def _critic_spec(config: RunConfig, team: PromptTeam) -> RLModuleSpec:
