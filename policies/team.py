@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -60,9 +60,7 @@ class PromptTeam(torch.nn.Module):
 
     def member(self, name: str) -> PromptPolicy:
         """Returns a member."""
-        found = self.members[name]
-        assert isinstance(found, PromptPolicy)
-        return found
+        return cast(PromptPolicy, self.members[name])
 
     def names(self) -> Iterator[str]:
         """The names of the members, in the order of their first turns."""

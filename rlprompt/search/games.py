@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -36,7 +36,8 @@ def sample_games(run: RunContext) -> None:
             seen = game.observations(place)
             tokens = write_segment(run.policy, config, seat, place, seen["context"], seen["prefix"], seen["key"])
             game.write_segment(tokens)
-        record(run, iteration, game.last_scores, game.last_training_rewards, started)
+        scores = cast(Scores, game.last_scores)  # a game that is over has been scored
+        record(run, iteration, scores, game.last_training_rewards, started)
 
 
 def record(run: RunContext, iteration: int, scores: Scores | None, rewards: FloatArray | None, started: float) -> None:
@@ -49,7 +50,6 @@ def record(run: RunContext, iteration: int, scores: Scores | None, rewards: Floa
         rewards: the stabilised ones.
         started: what `time.perf_counter` said at its beginning.
     """
-    assert scores is not None
     metrics = {
         "reward/mean": float(np.nanmean(scores.mean_rewards)) if scores.valid.any() else float("nan"),
         "unique_prompt_rate": len(set(scores.prompts)) / len(scores.prompts),

@@ -9,7 +9,7 @@ Shapes: B prompts, T tokens, C context length, d features, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -125,8 +125,7 @@ def score_features(
     module: PromptModule, columns: dict[str, torch.Tensor], *, place: int = 0, measure_kl: bool
 ) -> dict[str, torch.Tensor]:
     """Returns `features`, `allowed`, `old_logp`, `values` and perhaps `log_ratio` of written prompts."""
-    policy = module.views[place]
-    assert isinstance(policy, FeaturePolicy)
+    policy = cast(FeaturePolicy, module.views[place])
     context, tokens = columns[CONTEXT], columns[TOKENS]
     features = policy.features(context, tokens)
     allowed = env_allowed = module.allowed_each(tokens, place, columns.get(BEFORE))
