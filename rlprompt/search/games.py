@@ -40,7 +40,7 @@ def sample_games(run: RunContext) -> None:
         record(run, iteration, scores, game.last_training_rewards, started)
 
 
-def record(run: RunContext, iteration: int, scores: Scores | None, rewards: FloatArray | None, started: float) -> None:
+def record(run: RunContext, iteration: int, scores: Scores, rewards: FloatArray | None, started: float) -> None:
     """Ends an iteration in which nothing was learnt.
 
     Args:
