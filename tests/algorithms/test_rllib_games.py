@@ -195,6 +195,29 @@ def test_shared_weights_and_gamma_1_are_one_policy_with_a_role_embedding() -> No
     engine.close()
 
 
+def test_without_a_critic_all_tokens_of_a_game_have_the_advantage_of_the_whole_prompt() -> None:
+    # gamma 1 and the KL in the reward: reward + the whole prompt's penalty - the other game's penalty (RLOO).
+    engine = engine_of(algorithm={"baseline": "none", "kl_in": "reward", "kl_coeff": 0.5}, env={"num_envs": 2})
+    draws = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # away from the reference, so that there is a penalty
+        for module in engine._learner.prompt_modules.values():
+            for parameter in module.policy.head.parameters():
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=draws))
+    pairs = [(name, name) for name in ("first", "second")]
+    connector = GameBatch(agents=pairs, critic="none", shared=True, penalise=True, measure_kl=True)
+    episode = played(engine, [[34, 43], [10, 46]], 1.0)
+    other = episode.agent_episodes["second:1"].actions.data  # copy 1 wrote something else at the end
+    other[-1] = np.int64(7)
+    found = connector(rl_module=engine._learner.module, batch={}, episodes=[episode])
+    paid = -0.5 * sum(found[name]["log_ratio"].sum(dim=1) for name in ("first", "second"))
+    assert paid[0] != paid[1]
+    for name in ("first", "second"):
+        for game in (0, 1):
+            expected = 1.0 + float(paid[game]) - float(paid[1 - game])
+            assert found[name][ADVANTAGES][game].tolist() == pytest.approx([expected] * 2, abs=1e-5)
+    engine.close()
+
+
 def test_a_frozen_agent_and_one_whose_turn_it_is_not_stay_bit_identical() -> None:
     three = [*TWO[:1], {"name": "fixed", "length": 1, "frozen": True}, {"name": "last", "length": 1}]
     engine = engine_of(env={"agents": three}, team={"take_turns": 2})

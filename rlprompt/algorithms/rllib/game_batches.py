@@ -154,14 +154,12 @@ class GameBatch(ConnectorV2):
         for turn, (advantages, returns) in zip(turns, found, strict=True):
             turn |= {ADVANTAGES: advantages, RETURNS: returns}
         if self.penalise and self.critic == "none":
-            rows = [
-                {REWARDS: penalty, MASK: turn[MASK], EPISODE: turn[EPISODE]}
-                for penalty, turn in zip(penalties, turns, strict=True)
-            ]
-            joined = _joined(rows)
-            baseline = penalty_baseline(joined[REWARDS], joined[MASK], joined[EPISODE])
-            for turn, part in zip(turns, torch.split(baseline, len(turns[0][MASK])), strict=True):
-                turn[ADVANTAGES] = turn[ADVANTAGES] - part[:, : turn[MASK].shape[1]]
+            # A game is one prompt: what an agent paid before its tokens includes what the others paid before it.
+            masks = [turn[MASK] for turn in turns]
+            whole = torch.cat(penalties, dim=1), torch.cat(masks, dim=1)
+            baseline = penalty_baseline(*whole, turns[0][EPISODE])
+            for turn, part in zip(turns, torch.split(baseline, [mask.shape[1] for mask in masks], dim=1), strict=True):
+                turn[ADVANTAGES] = turn[ADVANTAGES] - part
 
 
 def valid_games(episodes: Sequence[Any], names: Sequence[str]) -> list[list[Any]]:
