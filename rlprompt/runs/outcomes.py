@@ -20,7 +20,7 @@ from rlprompt.types import Example
 
 logger = logging.getLogger(__name__)
 
-_GRADED = ("token-f1", "rouge")
+_GRADED = ("token-f1", "rouge", "dialogue")
 """Metrics of tasks that give a text a number between 0 and 1, and do not say whether it is right."""
 
 

@@ -121,8 +121,6 @@ def rllib_config(config: RunConfig, scorer_spec: Json) -> PromptAlgorithmConfig:
     """
     env, algorithm = config.env, config.algorithm
     env_id, env_config = configured_env(config, scorer_spec)
-    learning = {"algorithm": algorithm.model_dump(mode="json"), "seed": config.seed}
-    penalise = algorithm.kl_in == "reward" and algorithm.kl_coeff > 0
     module = {
         "policy": config.policy.model_dump(mode="json"),
         "env": env.model_dump(mode="json"),
@@ -139,31 +137,60 @@ def rllib_config(config: RunConfig, scorer_spec: Json) -> PromptAlgorithmConfig:
             gym_env_vectorize_mode="vector_entry_point",
             batch_mode="complete_episodes",
         )
-        .learners(num_learners=0)
+        .rl_module(rl_module_spec=RLModuleSpec(module_class=PromptModule, model_config=module))
+    )
+    return with_learner(built, config, PromptBatch, critic=algorithm.baseline == "critic")
+
+
+def with_learner(
+    built: PromptAlgorithmConfig, config: RunConfig, connector: type[PromptBatch], **arguments: Any
+) -> PromptAlgorithmConfig:
+    """Adds what is the same for one policy and for several agents: one local learner behind our own connector.
+
+    Args:
+        built: environment, runners and modules.
+        config: of the run.
+        connector: makes the train batch of complete episodes.
+        **arguments: its own, beside `gamma`, `lam`, `penalise` and `measure_kl`.
+    """
+    algorithm = config.algorithm
+    penalise = algorithm.kl_in == "reward" and algorithm.kl_coeff > 0
+    settings = {
+        **arguments,
+        "gamma": algorithm.gamma,
+        "lam": algorithm.gae_lambda,
+        "penalise": penalise,
+        "measure_kl": penalise or algorithm.kl_target is not None,
+    }
+    learning = {
+        "algorithm": algorithm.model_dump(mode="json"),
+        "team": config.team.model_dump(mode="json"),
+        "seed": config.seed,
+    }
+    finished: PromptAlgorithmConfig = (
+        built.learners(num_learners=0)
         .training(
             lr=algorithm.lr,
             grad_clip=algorithm.grad_clip,
             grad_clip_by="global_norm",
             learner_config_dict=learning,
             add_default_connectors_to_learner_pipeline=False,
-            learner_connector=functools.partial(
-                _learner_connector,
-                gamma=algorithm.gamma,
-                lam=algorithm.gae_lambda,
-                critic=algorithm.baseline == "critic",
-                penalise=penalise,
-                measure_kl=penalise or algorithm.kl_target is not None,
-            ),
+            learner_connector=functools.partial(_learner_connector, connector, settings),
         )
-        .rl_module(rl_module_spec=RLModuleSpec(module_class=PromptModule, model_config=module))
         .debugging(log_level="ERROR", seed=None)
         .reporting(min_time_s_per_iteration=0)
     )
-    return built
+    return finished
 
 
-def _learner_connector(observation_space: Any, action_space: Any, device: Any = None, **settings: Any) -> PromptBatch:
-    return PromptBatch(observation_space, action_space, **settings)
+def _learner_connector(
+    connector: type[PromptBatch],
+    settings: dict[str, Any],
+    observation_space: Any,
+    action_space: Any,
+    device: Any = None,
+) -> PromptBatch:
+    return connector(observation_space, action_space, **settings)
 
 
 class Engine:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from ray.rllib.connectors.connector_v2 import ConnectorV2
 from torch import Tensor
 
 from rlprompt.agents import CRITIC
@@ -28,6 +27,7 @@ from rlprompt.algorithms.rllib.batches import (
     RETURNS,
     REWARDS,
     TOKENS,
+    PromptBatch,
     episode_columns,
     score,
 )
@@ -41,7 +41,7 @@ PADDING = {TOKENS: -1, CONTEXT: -1, BEFORE: -1}
 """What fills up the columns of agents with shorter segments; 0 elsewhere."""
 
 
-class GameBatch(ConnectorV2):
+class GameBatch(PromptBatch):
     """Builds the train batches of all modules that learn, and of the central critic.
 
     Columns of a module as of `rlprompt.algorithms.rllib.batches.PromptBatch`, a row for each game and agent, and
@@ -54,10 +54,8 @@ class GameBatch(ConnectorV2):
         agents: (name, module id) of each agent, in the order of the turns.
         critic: "central" or "own" (see `rlprompt.agents.TeamConfig`), or "none": the (stabilised) rewards that follow.
         shared: whether the agents are given one reward, which then counts once in a game.
-        gamma: discount per token.
-        lam: lambda of GAE (arXiv:1506.02438, eq. 16).
-        penalise: whether the rewards lose the KL penalty of each token; along the game, it is that of all agents.
-        measure_kl: whether the reference policies are asked.
+        **settings: `gamma`, `lam`, `penalise` and `measure_kl`, as of `PromptBatch`; along a game, the KL penalty is
+            that of all agents.
     """
 
     def __init__(
@@ -68,19 +66,12 @@ class GameBatch(ConnectorV2):
         agents: Sequence[tuple[str, str]],
         critic: str,
         shared: bool,
-        gamma: float = 1.0,
-        lam: float = 0.95,
-        penalise: bool = False,
-        measure_kl: bool = False,
+        **settings: Any,
     ) -> None:
-        super().__init__(input_observation_space, input_action_space)
+        super().__init__(input_observation_space, input_action_space, critic=critic != "none", **settings)
         self.agents = list(agents)
-        self.critic = critic
+        self.values_of = critic
         self.shared = shared
-        self.gamma = gamma
-        self.lam = lam
-        self.penalise = penalise
-        self.measure_kl = measure_kl
 
     def __call__(
         self,
@@ -108,9 +99,9 @@ class GameBatch(ConnectorV2):
             turn[BEFORE] = prefix.masked_fill(torch.arange(prefix.shape[1]) >= offset, -1)
             turn |= score(module, turn, place=place, measure_kl=self.measure_kl)
         whole = {CONTEXT: turns[0][CONTEXT], PREFIX: prefix}
-        if self.critic == "central":
+        if self.values_of == "central":
             self._value(rl_module[CRITIC], whole, turns)
-        elif self.critic == "none":
+        elif self.values_of == "none":
             for turn in turns:
                 turn[VALUES] = torch.zeros_like(turn[VALUES])
         self._advantages(modules, turns)
@@ -120,7 +111,7 @@ class GameBatch(ConnectorV2):
             for module_id in dict.fromkeys(owners)
             if rl_module[module_id].learns
         }
-        if self.critic == "central":
+        if self.values_of == "central":
             found[CRITIC] = whole | {name: torch.cat([turn[name] for turn in turns], dim=1) for name in (MASK, RETURNS)}
         return found
 
@@ -132,7 +123,7 @@ class GameBatch(ConnectorV2):
 
     def _advantages(self, modules: Sequence[PromptModule], turns: Sequence[Columns]) -> None:
         """Sets `advantages` and `returns`; with own critics each agent's trajectory is its own segment."""
-        if self.critic != "own":
+        if self.values_of != "own":
             masks = [turn[MASK] for turn in turns]
             given = torch.stack([turn[REWARDS].sum(dim=1) for turn in turns])
             for turn, placed in zip(turns, game_rewards(masks, given, shared=self.shared), strict=True):
@@ -145,15 +136,15 @@ class GameBatch(ConnectorV2):
             ]
         for turn, penalty in zip(turns, penalties, strict=True):
             turn[REWARDS] = turn[REWARDS] + penalty
-        lam = 1.0 if self.critic == "none" else self.lam
-        if self.critic == "own":
+        lam = 1.0 if self.values_of == "none" else self.lam
+        if self.values_of == "own":
             found = [gae(turn[REWARDS], turn[VALUES], turn[MASK], gamma=self.gamma, lam=lam) for turn in turns]
         else:
             tokens = [TurnTokens(turn[REWARDS], turn[VALUES], turn[MASK]) for turn in turns]
             found = turns_gae(tokens, gamma=self.gamma, lam=lam)
         for turn, (advantages, returns) in zip(turns, found, strict=True):
             turn |= {ADVANTAGES: advantages, RETURNS: returns}
-        if self.penalise and self.critic == "none":
+        if self.penalise and self.values_of == "none":
             # A game is one prompt: what an agent paid before its tokens includes what the others paid before it.
             masks = [turn[MASK] for turn in turns]
             whole = torch.cat(penalties, dim=1), torch.cat(masks, dim=1)

@@ -6,7 +6,6 @@ those of all copies.
 
 from __future__ import annotations
 
-import functools
 import warnings
 from typing import Any
 
@@ -17,7 +16,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from rlprompt.agents import CRITIC
 from rlprompt.algorithms.rllib.critic_module import CriticModule
-from rlprompt.algorithms.rllib.engine import Engine, PromptAlgorithmConfig, check_settings
+from rlprompt.algorithms.rllib.engine import Engine, PromptAlgorithmConfig, check_settings, with_learner
 from rlprompt.algorithms.rllib.game_batches import GameBatch
 from rlprompt.algorithms.rllib.module import PromptModule
 from rlprompt.config import RunConfig
@@ -48,15 +47,8 @@ def learning_members(config: RunConfig, team: PromptTeam, iteration: int) -> set
 
 def game_config(config: RunConfig, scorer_spec: Json, team: PromptTeam) -> PromptAlgorithmConfig:
     """Translates the configuration of a run with several agents into RLlib's."""
-    env, algorithm = config.env, config.algorithm
     agents = [(agent.name, team.member_name(place)) for place, agent in enumerate(team.agents)]
     owners = dict(agents)
-    learning = {
-        "algorithm": algorithm.model_dump(mode="json"),
-        "team": config.team.model_dump(mode="json"),
-        "seed": config.seed,
-    }
-    penalise = algorithm.kl_in == "reward" and algorithm.kl_coeff > 0
     members = list(team.names())
     specs = _specs(config, scorer_spec, team)
     learners = {name for name in specs if name == CRITIC or _ever_learns(team, name)}
@@ -66,7 +58,7 @@ def game_config(config: RunConfig, scorer_spec: Json, team: PromptTeam) -> Promp
             MultiPrompterRLlib,
             env_config={
                 **configured_multi(config, scorer_spec),
-                "num_envs": env.num_envs,
+                "num_envs": config.env.num_envs,
                 "same_spaces": len(members) < len(agents),
             },
             disable_env_checking=True,
@@ -77,29 +69,10 @@ def game_config(config: RunConfig, scorer_spec: Json, team: PromptTeam) -> Promp
             policy_mapping_fn=lambda one, episode, **_: owners[agent_name(one)],
             policies_to_train=lambda module_id, batch: module_id in learners,
         )
-        .learners(num_learners=0)
-        .training(
-            lr=algorithm.lr,
-            grad_clip=algorithm.grad_clip,
-            grad_clip_by="global_norm",
-            learner_config_dict=learning,
-            add_default_connectors_to_learner_pipeline=False,
-            learner_connector=functools.partial(
-                _learner_connector,
-                agents=agents,
-                critic=critic_of(config),
-                shared=env.step_reward == "terminal",
-                gamma=algorithm.gamma,
-                lam=algorithm.gae_lambda,
-                penalise=penalise,
-                measure_kl=penalise or algorithm.kl_target is not None,
-            ),
-        )
         .rl_module(rl_module_spec=MultiRLModuleSpec(rl_module_specs=specs))
-        .debugging(log_level="ERROR", seed=None)
-        .reporting(min_time_s_per_iteration=0)
     )
-    return built
+    shared = config.env.step_reward == "terminal"
+    return with_learner(built, config, GameBatch, agents=agents, critic=critic_of(config), shared=shared)
 
 
 def _specs(config: RunConfig, scorer_spec: Json, team: PromptTeam) -> dict[str, RLModuleSpec]:
@@ -141,10 +114,6 @@ def _critic_spec(config: RunConfig, team: PromptTeam) -> RLModuleSpec:
 
 def _ever_learns(team: PromptTeam, name: str) -> bool:
     return any(team.member_name(place) == name and not agent.frozen for place, agent in enumerate(team.agents))
-
-
-def _learner_connector(observation_space: Any, action_space: Any, device: Any = None, **settings: Any) -> GameBatch:
-    return GameBatch(observation_space, action_space, **settings)
 
 
 class GameEngine(Engine):
