@@ -28,7 +28,7 @@ from rlprompt.seeding import generator
 from rlprompt.types import Example, IntArray
 
 if TYPE_CHECKING:
-    from rlprompt.scoring import Scorer
+    from rlprompt.scoring import ScoringRules
 
 SHOWN_EXAMPLES = 3
 """Train examples in `{examples}`, drawn once by the run's seed."""
@@ -137,7 +137,7 @@ class MetaContexts:
         settings: MetaSettings,
         *,
         limit: int | None,
-        scorer: Scorer,
+        scorer: ScoringRules,
         round_size: int,
         composed_room: int = 0,
     ) -> None:
@@ -226,7 +226,7 @@ class MetaContexts:
         return context_ids(self._tokenizer, text, chat=self._settings.chat)
 
 
-def shown_examples(scorer: Scorer) -> str:
+def shown_examples(scorer: ScoringRules) -> str:
     """Returns what stands in `{examples}`."""
     train = scorer.task.train
     order = generator(scorer.seed, "meta-examples").permutation(len(train))[:SHOWN_EXAMPLES]
@@ -235,7 +235,7 @@ def shown_examples(scorer: Scorer) -> str:
     )
 
 
-def reference_text(scorer: Scorer, example: Example) -> str:
+def reference_text(scorer: ScoringRules, example: Example) -> str:
     """Returns the gold answer of an example as text."""
     reference, choices = example.reference, scorer.task.choices
     if choices is not None and isinstance(reference, int):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from gymnasium.spaces import Discrete
@@ -12,6 +12,9 @@ from gymnasium.vector.utils import batch_space
 from rlprompt.envs.writing import PromptWriting, Written, iteration_from
 from rlprompt.errors import ConfigError
 from rlprompt.types import BoolArray, FloatArray, IntArray, Scores
+
+if TYPE_CHECKING:
+    from rlprompt.scoring import ScoringRules
 
 Observations = dict[str, IntArray]
 Step = tuple[Observations, FloatArray, BoolArray, BoolArray, dict[str, Any]]
@@ -46,6 +49,11 @@ class WritingVectorEnv(VectorEnv[Any, Any, Any]):
         self.action_space.seed(seed)
         self._next_iteration = 0
         self._is_set = False
+
+    @property
+    def scorer(self) -> ScoringRules:
+        """What scores the finished prompts."""
+        return self.writing.scorer
 
     @property
     def last_scores(self) -> Scores | None:

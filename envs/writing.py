@@ -24,7 +24,7 @@ from rlprompt.masks import NOT_WRITTEN, decode, eos_token, static_mask, step_mas
 from rlprompt.types import BoolArray, Example, Failure, FloatArray, IntArray, Json, Scores
 
 if TYPE_CHECKING:
-    from rlprompt.scoring import Scorer
+    from rlprompt.scoring import ScoringRules
 
 LARGEST_KEY = 2**31 - 1
 """Iteration and episode numbers stay below this."""
@@ -97,7 +97,7 @@ class PromptWriting:
         self.length = prompt_length
         self.step_reward = step_reward
         self.examples_per_step = examples_per_step
-        self.scorer: Scorer = shared_scorer(scorer)
+        self.scorer: ScoringRules = shared_scorer(scorer)
         self.tokenizer = load_tokenizer(tokenizer)
         self.vocabulary_size = len(self.tokenizer)
         self.eos_id = eos_token(self.tokenizer) if eos else None
@@ -263,8 +263,7 @@ class PromptWriting:
         meta, scorer = self.meta, self.scorer
         if self.contexts.per_input:
             scorer.check_pairs(meta.samples)
-            compared = any(getattr(stabiliser, "compares_prompts", False) for stabiliser in scorer.stabilisers)
-            if compared and self.batch > 1 and meta.rewrites_per_input < 2:
+            if scorer.compares_prompts and self.batch > 1 and meta.rewrites_per_input < 2:
                 raise ConfigError(
                     "a stabiliser compares the prompts for one input, but env.rewrites_per_input is 1; use at least 2"
                 )

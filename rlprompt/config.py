@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from rlprompt.agents import AgentConfig, TeamConfig, check_names
+from rlprompt.cluster import RayConfig, check_ray
 from rlprompt.errors import ConfigError, did_you_mean
 from rlprompt.sections import Section as Section
 
@@ -354,6 +355,7 @@ class RunConfig(Section):
     budget: BudgetConfig = BudgetConfig()
     selection: SelectionConfig = SelectionConfig()
     monitor: MonitorConfig | None = None
+    ray: RayConfig = RayConfig()
     run: RunSettings = RunSettings()
 
     @model_validator(mode="after")
@@ -374,6 +376,7 @@ class RunConfig(Section):
         if self.env.best_of is not None and self.env.step_reward == "difference":
             raise ValueError("env.best_of is about whole prompts; set env.step_reward=terminal, or remove it")
         self._check_team()
+        check_ray(self.ray, self.algorithm.name, self.env.num_envs)
         return self
 
     def _check_team(self) -> None:

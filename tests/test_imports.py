@@ -23,6 +23,8 @@ FLOOR = {
     "config": 0,
     "sections": 0,
     "agents": 0,
+    "cluster": 0,
+    "mailbox": 0,
     "roles": 0,
     "segments": 0,
     "models": 0,

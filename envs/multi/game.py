@@ -21,7 +21,7 @@ from rlprompt.masks import NOT_WRITTEN, step_mask
 from rlprompt.types import BoolArray, Example, Failure, FloatArray, IntArray, Scores
 
 if TYPE_CHECKING:
-    from rlprompt.scoring import Scorer
+    from rlprompt.scoring import ScoringRules
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Game:
         self.examples_per_step = examples_per_step
         self.samples = samples
         self.round_size = batch if round_size is None else round_size
-        self.scorer: Scorer = shared_scorer(scorer)
+        self.scorer: ScoringRules = shared_scorer(scorer)
         meta = MetaSettings("", draft, level, chat, rewrites_per_input, samples, max_context=max_context)
         meta.check()
         self.per_input = level == "instance"
@@ -299,8 +299,7 @@ class Game:
                 raise ConfigError("env.samples is for env.level=instance; set it to 1")
             return
         self.scorer.check_pairs(meta.samples)
-        compared = any(getattr(stabiliser, "compares_prompts", False) for stabiliser in self.scorer.stabilisers)
-        if compared and self.batch > 1 and meta.rewrites_per_input < 2:
+        if self.scorer.compares_prompts and self.batch > 1 and meta.rewrites_per_input < 2:
             raise ConfigError(
                 "a stabiliser compares the prompts for one input, but env.rewrites_per_input is 1; use at least 2"
             )

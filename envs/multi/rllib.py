@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
@@ -15,6 +15,9 @@ from rlprompt.envs.writing import iteration_from
 from rlprompt.errors import ConfigError
 from rlprompt.masks import NOT_WRITTEN
 from rlprompt.types import FloatArray, IntArray, Scores
+
+if TYPE_CHECKING:
+    from rlprompt.scoring import ScoringRules
 
 Dicts = dict[str, dict[str, Any]]
 Step = tuple[Dicts, dict[str, float], dict[str, bool], dict[str, bool], Dicts]
@@ -81,6 +84,11 @@ class MultiPrompterRLlib(MultiAgentEnv):
         super().__init__()
         self._next_iteration = 0
         self._is_set = False
+
+    @property
+    def scorer(self) -> ScoringRules:
+        """What scores the finished prompts."""
+        return self.game.scorer
 
     @property
     def last_scores(self) -> Scores | None:

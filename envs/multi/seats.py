@@ -22,7 +22,7 @@ from rlprompt.segments import Composition, said_so_far, segment_mask
 from rlprompt.types import BoolArray, Example, IntArray
 
 if TYPE_CHECKING:
-    from rlprompt.scoring import Scorer
+    from rlprompt.scoring import ScoringRules
 
 Segments = Sequence[Sequence[list[int]]]
 """Of each copy, the segments that were written so far, in order."""
@@ -107,7 +107,7 @@ def take_seats(
     mask: MaskConfig,
     context: str,
     meta: MetaSettings,
-    scorer: Scorer,
+    scorer: ScoringRules,
     round_size: int,
 ) -> tuple[tuple[Seat, ...], Composition]:
     """Returns the seats of settled agents, and the rule by which their segments become a prompt.
@@ -146,7 +146,7 @@ def take_seats(
 
 
 def _reader(
-    composition: Composition, place: int, *, context: str, meta: MetaSettings, scorer: Scorer, round_size: int
+    composition: Composition, place: int, *, context: str, meta: MetaSettings, scorer: ScoringRules, round_size: int
 ) -> PlainReader | MetaReader:
     agent, tokenizer = composition.agents[place], composition.tokenizers[place]
     if agent.meta_prompt is None:

@@ -17,7 +17,7 @@ from rlprompt.types import Json
 
 logger = logging.getLogger(__name__)
 
-MAY_CHANGE = ("run", "budget", "monitor", "algorithm.iterations")
+MAY_CHANGE = ("run", "budget", "monitor", "ray", "algorithm.iterations")
 """Sections and keys that a resumed run may have other values of: none of them changes what an iteration does."""
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from rlprompt.config import RunConfig, parse_config
 from rlprompt.rewards import RewardSet, build_stabilisers
+from rlprompt.scoring.desk import RemoteScorer
+from rlprompt.scoring.rules import ScoringRules
 from rlprompt.scoring.scorer import Scorer
 from rlprompt.targets import target_from_config, target_prices
 from rlprompt.targets.ledger import Ledger
@@ -76,11 +78,14 @@ def build_scorer(
     return scorer
 
 
-def shared_scorer(spec: Mapping[str, Any]) -> Scorer:
+def shared_scorer(spec: Mapping[str, Any]) -> ScoringRules:
     """Returns this process's live scorer for a spec; builds it from the spec's configuration where there is none.
 
-    Built here are built-in or installed parts only: a spec may come from anywhere, so its `code` allows nothing.
+    Built here are built-in or installed parts only: a spec may come from anywhere, so its `code` allows nothing. A spec
+    of a run with several workers makes one that has the run's own process do the scoring.
     """
+    if "remote" in spec:
+        return RemoteScorer(dict(spec))
     scorer = _SHARED.get(_key(spec))
     if scorer is None:
         scorer = build_scorer(parse_config(dict(spec["config"])))

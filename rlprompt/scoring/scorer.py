@@ -32,7 +32,7 @@ from rlprompt.rewards.aggregate import best_of as expected_best
 from rlprompt.rewards.metrics import metric_correct
 from rlprompt.scoring.answers import by_group, check_composition, choice_correct, request_kind, shift
 from rlprompt.scoring.originals import Originals, answer_from_json, answer_to_json, original_prompt
-from rlprompt.seeding import generator
+from rlprompt.scoring.rules import ScoringRules
 from rlprompt.targets.ledger import Ledger
 from rlprompt.tasks import Task
 from rlprompt.types import Example, FloatArray, Json, Scores, Stabiliser, Target, TargetOutput, TargetRequest
@@ -43,7 +43,7 @@ AnswerRecord: TypeAlias = tuple[str, str, int, TargetOutput]
 """(prompt, example id, sample, output)."""
 
 
-class Scorer:
+class Scorer(ScoringRules):
     """Scores prompts on examples.
 
     Args:
@@ -82,21 +82,23 @@ class Scorer:
         if calibration != "none" and task.choices is None:
             raise ConfigError(f"calibration '{calibration}' needs a task with choices; '{task.name}' has none")
         check_composition(task, compose, draft)
-        self.task = task
+        super().__init__(
+            task,
+            asks=request_kind(task, rewards),
+            compares_prompts=any(getattr(stabiliser, "compares_prompts", False) for stabiliser in stabilisers),
+            calibration=calibration,
+            seed=seed,
+            compose=compose,
+            draft=draft,
+            best_of=best_of,
+        )
         self.target = target
         self.rewards = rewards
         self.stabilisers = list(stabilisers)
         self.ledger = ledger if ledger is not None else Ledger()
         rewards.attach(self.ledger)
-        self.calibration = calibration
-        self.seed = seed
-        self.compose = compose
-        self.draft = draft
-        self.best_of = best_of
         self.spec: Json = {}
         self.target_seconds = 0.0
-        self.asks = request_kind(task, rewards)
-        """What the target is asked for: "choices", "text" or "logprob"."""
         self._is_right = metric_correct(task.metric)
         self.on_answers: Callable[[Sequence[AnswerRecord]], None] | None = None
         """Told of what the target has just answered, failures left out, before anything is made of it."""
@@ -181,23 +183,6 @@ class Scorer:
         scores = self._scores(prompts, rows, read, outputs[: len(pairs)], [""] * samples, originals, phase)
         return replace(scores, row_example_ids=tuple(example.id for example in examples))
 
-    def check_pairs(self, samples: int) -> None:
-        """Raises ConfigError where this scorer cannot score pairs, or not with so many samples."""
-        if samples < 1:
-            raise ConfigError(f"samples must be at least 1, got {samples}")
-        if self.best_of is not None and self.best_of > samples:
-            raise ConfigError(f"env.best_of is {self.best_of}, but env.samples is {samples}; draw at least as many")
-        if samples > 1 and self.asks != "text":
-            raise ConfigError(
-                f"samples is {samples}, but task '{self.task.name}' asks for {self.asks}, which are the same each "
-                "time; set env.samples to 1"
-            )
-        if self.calibration != "none":
-            raise ConfigError(
-                f"calibration '{self.calibration}' needs a prompt's answers on all of train, but each prompt has one "
-                "example here; set calibration to none"
-            )
-
     def answer(
         self, prompts: Sequence[str], examples: Sequence[Example], *, phase: str = "train"
     ) -> list[list[TargetOutput]]:
@@ -250,42 +235,6 @@ class Scorer:
         for stabiliser in self.stabilisers:
             grouped = by_group(stabiliser, grouped, valid)
         return np.where(scores.prompt_valid, grouped[places, columns], 0.0)
-
-    def minibatch(self, iteration: int, size: int | None) -> tuple[Example, ...]:
-        """Returns the train examples of one iteration, stratified by class; all of them for size None.
-
-        The draw is keyed by (seed, iteration), so it does not depend on workers or restarts.
-        """
-        train = self.task.train
-        if size is None or size >= len(train):
-            return train
-        rng = generator(self.seed, "minibatch", iteration)
-        by_class: dict[Any, list[Example]] = {}
-        for index in rng.permutation(len(train)):
-            example = train[int(index)]
-            by_class.setdefault(example.reference if self.task.choices else None, []).append(example)
-        order = [by_class[key] for key in sorted(by_class, key=str)]
-        chosen = [group[turn] for turn in range(len(train)) for group in order if turn < len(group)]
-        return tuple(chosen[:size])
-
-    def draw_inputs(self, iteration: int, count: int) -> tuple[Example, ...]:
-        """Returns the `count` train examples whose inputs are written for in one iteration.
-
-        An epoch is a permutation of train, keyed by (seed, epoch), and gives len(train) // count iterations; no
-        example comes twice in it.
-
-        Raises:
-            ConfigError: train has fewer examples.
-        """
-        train = self.task.train
-        if not 1 <= count <= len(train):
-            raise ConfigError(
-                f"an iteration takes {count} inputs (env.num_envs / env.rewrites_per_input), but train has "
-                f"{len(train)} examples; lower env.num_envs or raise task.shots"
-            )
-        epoch, step = divmod(iteration, len(train) // count)
-        order = generator(self.seed, "inputs", epoch).permutation(len(train))
-        return tuple(train[int(index)] for index in order[step * count : (step + 1) * count])
 
     def state_dict(self) -> Json:
         """Returns the state of ledger, rewards and stabilisers; the answers themselves are in the run's records."""

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
 
 from rlprompt.algorithms.rllib.batches import episode_columns, masked_logits, token_logp, valid_episodes
 from rlprompt.algorithms.rllib.engine import Engine, check_settings
+from rlprompt.algorithms.rllib.rollouts import modules_of
 from rlprompt.config import RunConfig, parse_config
 from rlprompt.errors import ConfigError
 from rlprompt.policies import build_policy
@@ -89,7 +91,9 @@ def test_an_iteration_makes_one_forward_per_token_and_the_first_ratio_is_one() -
     run = FakeRun(make_config(algorithm={"epochs": 1}))
     engine = Engine(run)  # type: ignore[arg-type]
     _, metrics = engine.iterate(0)
-    assert engine._sampler.forwards == 3  # three tokens, eight prompts at a time, nothing thrown away
+    assert (
+        modules_of(engine.algorithm.env_runner)[DEFAULT_MODULE_ID].forwards == 3
+    )  # three tokens, eight prompts at a time, nothing thrown away
     assert metrics["loss/ratio"] == pytest.approx(1.0, abs=1e-4)
     assert {"entropy", "unique_prompt_rate", "zero_spread_share"} <= metrics.keys()
     engine.close()
@@ -105,7 +109,9 @@ def test_a_policy_on_another_device_is_refused() -> None:
 def test_only_the_head_is_in_the_state() -> None:
     run = FakeRun(make_config())
     engine = Engine(run)  # type: ignore[arg-type]
-    assert set(engine._sampler.state_dict()) == {f"policy.head.{name}" for name in engine.state()["head"]}
+    assert set(modules_of(engine.algorithm.env_runner)[DEFAULT_MODULE_ID].state_dict()) == {
+        f"policy.head.{name}" for name in engine.state()["head"]
+    }
     engine.close()
 
 

@@ -14,6 +14,7 @@ from rlprompt.algorithms.losses import ppo_policy_loss
 from rlprompt.algorithms.rllib.batches import ADVANTAGES, OLD_LOGP, RETURNS, TOKENS, token_logp
 from rlprompt.algorithms.rllib.game_batches import GameBatch
 from rlprompt.algorithms.rllib.game_engine import GameEngine
+from rlprompt.algorithms.rllib.rollouts import env_of
 from rlprompt.config import RunConfig, parse_config
 from rlprompt.errors import CheckpointError, ConfigError
 from rlprompt.policies import configured_team, load_team
@@ -107,7 +108,7 @@ def test_one_agent_is_the_single_trainer_with_the_same_losses_and_weights(
 
 def played(engine: GameEngine, tokens: list[list[int]], reward: float) -> MultiAgentEpisode:
     """Returns one copy's game in which the agents write given tokens and both are given the reward at its end."""
-    env = engine._env
+    env = env_of(engine.algorithm.env_runner)
     owners = {agent: agent.partition(":")[0] for agent in env.possible_agents}
     episode = MultiAgentEpisode(agent_to_module_mapping_fn=lambda agent, _: owners[agent])
     observations, infos = env.reset(options={"iteration": 0})
@@ -318,7 +319,7 @@ def test_a_token_policy_after_a_rewriter_with_lora_and_no_word_twice(tmp_path: P
 
 def test_difference_rewards_go_to_who_earned_them() -> None:
     engine = engine_of(env={"step_reward": "difference", "num_envs": 2})
-    env = engine._env
+    env = env_of(engine.algorithm.env_runner)
     observations, _ = env.reset(options={"iteration": 0})
     for token in (34, 43, 10, 46):
         observations, rewards, *_ = env.step(dict.fromkeys(observations, token))

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
 
 from rlprompt.algorithms.rllib import batches, chunks
 from rlprompt.algorithms.rllib.engine import Engine
+from rlprompt.algorithms.rllib.rollouts import env_of, modules_of
 from rlprompt.config import RunConfig, parse_config
 from rlprompt.errors import ConfigError
 from rlprompt.policies import build_policy, load_policy
@@ -155,7 +157,7 @@ def test_the_first_ratio_is_one_and_the_first_kl_is_zero() -> None:
 def test_the_module_registers_what_is_trained_and_nothing_else() -> None:
     engine = Engine(FakeRun(make_config({"nlpo_top_p": 0.9})))  # type: ignore[arg-type]
     expected = {f"policy.head.{name}" for name in engine.state()["head"]}
-    for module in (engine._sampler, engine._learner._prompt_module):
+    for module in (modules_of(engine.algorithm.env_runner)[DEFAULT_MODULE_ID], engine._learner._prompt_module):
         assert set(module.state_dict()) == expected
     assert all("lora" in name or ".value." in name for name in expected)
     engine.close()
@@ -211,7 +213,10 @@ def test_nlpo_writes_within_the_nucleus_of_the_copy_that_is_refreshed_now_and_th
     assert largest_difference(copies[0], copies[1]) == 0.0
     assert largest_difference(copies[1], copies[2]) > 1e-3
     module = learner._prompt_module
-    context, written = torch.tensor([[1, 2, 3]] * 8), torch.from_numpy(engine._env.writing.tokens)
+    context, written = (
+        torch.tensor([[1, 2, 3]] * 8),
+        torch.from_numpy(env_of(engine.algorithm.env_runner).writing.tokens),
+    )
     masking = module.masking
     assert masking is not None
     allowed = module.allowed_each(written)

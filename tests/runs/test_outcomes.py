@@ -36,7 +36,9 @@ def test_every_stored_answer_of_a_run_is_one_outcome(tmp_path: Path) -> None:
     for record in records:  # the share of right answers on train is the recorded accuracy
         ours = [outcome.right for outcome in found if outcome.prompt == record.prompt][: record.num_examples]
         assert np.mean(ours) == pytest.approx(record.accuracy)
-    with pytest.raises(ConfigError, match=r"a threshold .* is for tasks scored by token-f1 or rouge or dialogue, got 0\.5"):
+    with pytest.raises(
+        ConfigError, match=r"a threshold .* is for tasks scored by token-f1 or rouge or dialogue, got 0\.5"
+    ):
         logged_outcomes(result.folder, threshold=0.5)
 
 

@@ -3,40 +3,39 @@
 from __future__ import annotations
 
 import functools
-import logging
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
-import ray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig as RLlibConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-from ray.rllib.execution.rollout_ops import synchronous_parallel_sample
 
 from rlprompt.algorithms.diagnostics import iteration_metrics
 from rlprompt.algorithms.rllib.batches import PromptBatch, has_valid_episode
 from rlprompt.algorithms.rllib.learner import PromptLearner
 from rlprompt.algorithms.rllib.module import PromptModule
+from rlprompt.algorithms.rllib.rollouts import LocalRollouts, RemoteRollouts, Rollouts
+from rlprompt.algorithms.rllib.session import start_ray, without_native_messages
 from rlprompt.config import RunConfig
 from rlprompt.envs.configured import configured_env
 from rlprompt.errors import ConfigError
 from rlprompt.policies import PromptPolicy
+from rlprompt.scoring.desk import remote_spec
 from rlprompt.types import FloatArray, Json, RunContext, Scores
-
-OBJECT_STORE_BYTES = 256 * 2**20
-"""Everything runs in this process; Ray's default would reserve a third of the memory."""
 
 
 class PromptAlgorithm(Algorithm):
-    """Samples one batch of complete episodes, updates the learner, hands the weights back."""
+    """Plays one batch of complete episodes and updates the learner."""
+
+    rollouts: Rollouts
+    """Set by the engine; hands the weights to those who play."""
 
     def training_step(self) -> None:
         """One on-policy iteration; without a single valid episode the weights stay as they are."""
-        episodes, _ = synchronous_parallel_sample(
-            worker_set=self.env_runner_group, _uses_new_env_runners=True, _return_metrics=True
-        )
+        episodes = self.rollouts.play()
         if not has_valid_episode(episodes):
             return
         settings = self.config.learner_config_dict["algorithm"]
@@ -44,7 +43,6 @@ class PromptAlgorithm(Algorithm):
         self.learner_group.update(
             episodes=episodes, timesteps={}, num_epochs=epochs, minibatch_size=settings["minibatch_size"]
         )
-        self.env_runner_group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
 
 
 class PromptAlgorithmConfig(RLlibConfig):
@@ -60,20 +58,6 @@ class PromptAlgorithmConfig(RLlibConfig):
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         """Returns the module around a prompt policy; `rllib_config` adds which one."""
         return RLModuleSpec(module_class=PromptModule)
-
-
-def start_ray() -> None:
-    """Starts Ray on this machine only (loopback, no dashboard), unless the process is connected already."""
-    for name in ("ray", "ray.rllib", "ray.tune"):  # what fails is raised, and reported once, by us
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    if not ray.is_initialized():
-        ray.init(
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            object_store_memory=OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
 
 
 def check_settings(config: RunConfig, policy: PromptPolicy, *, value_head: bool = True) -> None:
@@ -119,8 +103,10 @@ def rllib_config(config: RunConfig, scorer_spec: Json) -> PromptAlgorithmConfig:
     `complete_episodes` with one episode per sub-env: no episode is cut, none crosses an iteration, and no generation is
     thrown away.
     """
-    env, algorithm = config.env, config.algorithm
+    env, algorithm, runners = config.env, config.algorithm, config.ray.num_env_runners
     env_id, env_config = configured_env(config, scorer_spec)
+    if runners and env.kind != "token-prompt":
+        env_config["round_size"] = env.num_envs
     module = {
         "policy": config.policy.model_dump(mode="json"),
         "env": env.model_dump(mode="json"),
@@ -132,8 +118,7 @@ def rllib_config(config: RunConfig, scorer_spec: Json) -> PromptAlgorithmConfig:
         PromptAlgorithmConfig()
         .environment(env_id, env_config=env_config, disable_env_checking=True)
         .env_runners(
-            num_env_runners=0,
-            num_envs_per_env_runner=env.num_envs,
+            num_envs_per_env_runner=episodes_each(config),
             gym_env_vectorize_mode="vector_entry_point",
             batch_mode="complete_episodes",
         )
@@ -142,10 +127,15 @@ def rllib_config(config: RunConfig, scorer_spec: Json) -> PromptAlgorithmConfig:
     return with_learner(built, config, PromptBatch, critic=algorithm.baseline == "critic")
 
 
+def episodes_each(config: RunConfig) -> int:
+    """Returns how many episodes of an iteration one env runner plays."""
+    return config.env.num_envs // max(config.ray.num_env_runners, 1)
+
+
 def with_learner(
     built: PromptAlgorithmConfig, config: RunConfig, connector: type[PromptBatch], **arguments: Any
 ) -> PromptAlgorithmConfig:
-    """Adds what is the same for one policy and for several agents: one local learner behind our own connector.
+    """Adds what is the same for one policy and for several agents: env runners, a local learner, our own connector.
 
     Args:
         built: environment, runners and modules.
@@ -167,8 +157,19 @@ def with_learner(
         "team": config.team.model_dump(mode="json"),
         "seed": config.seed,
     }
+    workers = config.ray
     finished: PromptAlgorithmConfig = (
-        built.learners(num_learners=0)
+        built.env_runners(
+            num_env_runners=workers.num_env_runners,
+            num_cpus_per_env_runner=workers.num_cpus_per_env_runner,
+            num_gpus_per_env_runner=workers.num_gpus_per_env_runner,
+        )
+        .fault_tolerance(
+            restart_failed_env_runners=True,
+            max_num_env_runner_restarts=workers.max_num_env_runner_restarts,
+            delay_between_env_runner_restarts_s=0,
+        )
+        .learners(num_learners=0)
         .training(
             lr=algorithm.lr,
             grad_clip=algorithm.grad_clip,
@@ -199,18 +200,27 @@ class Engine:
     def __init__(self, run: RunContext) -> None:
         self.run = run
         self.check()
-        start_ray()
-        self.algorithm: PromptAlgorithm = self.rllib_config().build_algo()
+        config, spec = run.config, run.scorer.spec
+        start_ray(config.ray)
+        remote = None
+        if config.ray.num_env_runners:
+            restarts = config.ray.max_num_env_runner_restarts
+            remote = RemoteRollouts(run.scorer, share=episodes_each(config), max_restarts=restarts)
+            spec = remote_spec(run.scorer, remote.mailbox_name)
+        with without_native_messages() if remote is not None else nullcontext():
+            self.algorithm: PromptAlgorithm = self.rllib_config(spec).build_algo()
+        if remote is not None:
+            remote.attach(self.algorithm)
+        self.algorithm.rollouts = self.rollouts = LocalRollouts(self.algorithm) if remote is None else remote
         self.start()  # an earlier stage may have trained the policy
-        self._sync_sampler()
 
     def check(self) -> None:
         """Raises ConfigError for settings that do not go together."""
         check_settings(self.run.config, self.run.policy)
 
-    def rllib_config(self) -> PromptAlgorithmConfig:
+    def rllib_config(self, scorer_spec: Json) -> PromptAlgorithmConfig:
         """Returns RLlib's configuration of the run."""
-        return rllib_config(self.run.config, self.run.scorer.spec)
+        return rllib_config(self.run.config, scorer_spec)
 
     def start(self) -> None:
         """Hands the run's policy to the learner."""
@@ -219,28 +229,23 @@ class Engine:
     def restore(self, state: dict[str, Any]) -> None:
         """Continues from a checkpoint's state."""
         self.algorithm.learner_group.foreach_learner(lambda learner: learner.load_prompt_state(state))
-        self._sync_sampler()
-        if self._sampler.masking is not None:
-            self._sampler.masking.load(state["masking"])
         self.update_policy()
 
     def iterate(self, iteration: int) -> tuple[Scores | None, dict[str, float]]:
         """Plays one iteration; returns the scores of its prompts and its metrics."""
         started = time.perf_counter()
-        env, learner = self._env, self._learner
-        env.set_iteration(iteration)
-        for module in self._samplers:
-            module.policy.forget()
+        learner = self._learner
         self.prepare(iteration)
+        self.rollouts.prepare(iteration)
         learner.iteration, learner.diagnostics = iteration, {}
         before = self._seconds()
         self.algorithm.train()
         learner.end_iteration()
         self.update_policy()
-        scores: Scores | None = env.last_scores
+        scores = self.rollouts.scores
         metrics = dict(learner.diagnostics)
         if scores is not None:
-            metrics |= iteration_metrics(scores, env.last_training_rewards, _entropy(metrics))
+            metrics |= iteration_metrics(scores, self.rollouts.training_rewards, _entropy(metrics))
         elapsed = time.perf_counter() - started
         spent = dict(zip(("target", "policy", "learner"), np.subtract(self._seconds(), before).tolist(), strict=True))
         metrics |= {f"time/{name}_s": seconds for name, seconds in spent.items()}
@@ -254,14 +259,12 @@ class Engine:
 
     def _seconds(self) -> tuple[float, float, float]:
         """Time that target, sampling policies and learner have taken so far."""
-        sampling = sum(module.seconds for module in self._samplers)
-        return self.run.scorer.target_seconds, sampling, self._learner.seconds
+        return self.run.scorer.target_seconds, self.rollouts.seconds, self._learner.seconds
 
     @property
     def training_rewards(self) -> FloatArray | None:
         """The stabilised rewards of the newest iteration's prompts, (P,)."""
-        rewards: FloatArray | None = self._env.last_training_rewards
-        return rewards
+        return self.rollouts.training_rewards
 
     def state(self) -> dict[str, Any]:
         """Returns what `restore` needs."""
@@ -271,35 +274,18 @@ class Engine:
     def close(self) -> None:
         """Frees the algorithm's workers."""
         self.algorithm.stop()
-
-    @property
-    def _env(self) -> Any:
-        return self.algorithm.env_runner.env.unwrapped
-
-    @property
-    def _samplers(self) -> list[PromptModule]:
-        return [self._sampler]
-
-    @property
-    def _sampler(self) -> PromptModule:
-        module: PromptModule = self.algorithm.env_runner.module.unwrapped()
-        return module
+        self.rollouts.close()
 
     @property
     def _learner(self) -> PromptLearner:
         learner: PromptLearner = self.algorithm.learner_group._learner
         return learner
 
-    def _sync_sampler(self) -> None:
-        self.algorithm.env_runner_group.sync_weights(
-            from_worker_or_learner_group=self.algorithm.learner_group, inference_only=True
-        )
-
     def _refresh_masking(self) -> None:
-        """Lets NLPO's masking copies follow; sampler and learner hold the same weights here."""
-        for module in (self._sampler, self._learner._prompt_module):
-            if module.masking is not None:
-                module.masking.refresh(module.policy)
+        """Lets NLPO's masking copy follow the policy; the samplers get it with the weights."""
+        module = self._learner._prompt_module
+        if module.masking is not None:
+            module.masking.refresh(module.policy)
 
     def update_policy(self) -> None:
         """Lets the run's policy follow the learner."""

@@ -16,7 +16,13 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from rlprompt.agents import CRITIC
 from rlprompt.algorithms.rllib.critic_module import CriticModule
-from rlprompt.algorithms.rllib.engine import Engine, PromptAlgorithmConfig, check_settings, with_learner
+from rlprompt.algorithms.rllib.engine import (
+    Engine,
+    PromptAlgorithmConfig,
+    check_settings,
+    episodes_each,
+    with_learner,
+)
 from rlprompt.algorithms.rllib.game_batches import GameBatch
 from rlprompt.algorithms.rllib.module import PromptModule
 from rlprompt.config import RunConfig
@@ -58,12 +64,13 @@ def game_config(config: RunConfig, scorer_spec: Json, team: PromptTeam) -> Promp
             MultiPrompterRLlib,
             env_config={
                 **configured_multi(config, scorer_spec),
-                "num_envs": config.env.num_envs,
+                "num_envs": episodes_each(config),
+                "round_size": config.env.num_envs,
                 "same_spaces": len(members) < len(agents),
             },
             disable_env_checking=True,
         )
-        .env_runners(num_env_runners=0, num_envs_per_env_runner=1, batch_mode="complete_episodes")
+        .env_runners(num_envs_per_env_runner=1, batch_mode="complete_episodes")
         .multi_agent(
             policies=set(members),
             policy_mapping_fn=lambda one, episode, **_: owners[agent_name(one)],
@@ -128,11 +135,11 @@ class GameEngine(Engine):
         for name in self.team.names():
             check_settings(self.run.config, self.team.member(name), value_head=critic_of(self.run.config) == "own")
 
-    def rllib_config(self) -> PromptAlgorithmConfig:
+    def rllib_config(self, scorer_spec: Json) -> PromptAlgorithmConfig:
         """Returns RLlib's configuration of the run."""
         # Gymnasium warns that RLlib registers its vector environment for several agents once more.
         warnings.filterwarnings("ignore", message=".*Overriding environment rllib-multi-agent-env")
-        return game_config(self.run.config, self.run.scorer.spec, self.team)
+        return game_config(self.run.config, scorer_spec, self.team)
 
     def start(self) -> None:
         """Hands all members and the critic to the learner."""
@@ -164,7 +171,6 @@ class GameEngine(Engine):
         if self.team.critic is not None:
             self._critic.load_state_dict(state[CRITIC]["weights"])
             self._learner.load_optimizer_state(CRITIC, state[CRITIC]["optimizer"])
-        self._sync_sampler()
         self.update_policy()
 
     def update_policy(self) -> None:
@@ -177,12 +183,3 @@ class GameEngine(Engine):
     @property
     def _critic(self) -> Any:
         return self._learner.module[CRITIC].unwrapped().critic
-
-    @property
-    def _env(self) -> Any:
-        return self.algorithm.env_runner.env.envs[0].unwrapped
-
-    @property
-    def _samplers(self) -> list[PromptModule]:
-        runner = self.algorithm.env_runner
-        return [runner.module[name].unwrapped() for name in self.team.names()]

@@ -1,0 +1,352 @@
+"""Who plays the episodes of an iteration: this process, or env runners that hand all scoring to it.
+
+With several env runners each plays an equal share of the iteration's episodes. Every draw is keyed by the episode's
+number, all scoring of a step is one call in the order of the episodes, and the learner sorts its batch by them: how
+many runners there are changes nothing but the time. An iteration in which a runner was lost is played again from its
+beginning, with the answers that were paid for.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import ray
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.execution.rollout_ops import synchronous_parallel_sample
+
+from rlprompt.algorithms.rllib.module import PromptModule
+from rlprompt.errors import RLPromptError, RunError
+from rlprompt.mailbox import Letter, open_mailbox
+from rlprompt.scoring.desk import RemoteScorer, answer_letters
+from rlprompt.scoring.parts import join_scores
+from rlprompt.types import FloatArray, Scores
+
+logger = logging.getLogger(__name__)
+
+TAG = "rollout"
+POLL_S = 0.01
+"""Seconds between two looks at who has finished."""
+DRAIN_S = 60.0
+"""Seconds that runners of an abandoned iteration get to stop."""
+RESTART_S = 120.0
+"""Seconds that a lost runner gets to come back."""
+LONGEST_BACKOFF_S = 30.0
+
+
+class Rollouts(Protocol):
+    """Plays iterations."""
+
+    scores: Scores | None
+    """Of the newest iteration's prompts."""
+    training_rewards: FloatArray | None
+    """(P,), stabilised; None with step differences."""
+
+    def prepare(self, iteration: int) -> None:
+        """Says which iteration comes next, and with the weights of now."""
+
+    def play(self) -> list[Any]:
+        """Returns the iteration's episodes."""
+
+    @property
+    def seconds(self) -> float:
+        """Time that the sampling policies have taken so far; of several runners, of the slowest in each iteration."""
+
+    def close(self) -> None:
+        """Frees the runners."""
+
+
+def env_of(runner: Any) -> Any:
+    """Returns the environment of an env runner; one instance plays all its episodes."""
+    env = runner.env
+    return env.envs[0].unwrapped if _plays_games(runner) else env.unwrapped
+
+
+def modules_of(runner: Any) -> dict[str, PromptModule]:
+    """Returns the prompt modules of an env runner by their ids."""
+    if not _plays_games(runner):
+        return {DEFAULT_MODULE_ID: runner.module.unwrapped()}
+    parts = {name: part.unwrapped() for name, part in runner.module.items()}
+    return {name: part for name, part in parts.items() if isinstance(part, PromptModule)}
+
+
+def _plays_games(runner: Any) -> bool:
+    return bool(runner.config.is_multi_agent)
+
+
+@contextmanager
+def our_own_errors() -> Iterator[None]:
+    """Raises what rlprompt reports (an exceeded budget, say) as it is: RLlib wraps whatever an environment raises."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error.__cause__, RLPromptError):
+            raise error.__cause__ from None
+        raise
+
+
+class LocalRollouts:
+    """Plays in this process.
+
+    Args:
+        algorithm: with an env runner of its own.
+    """
+
+    def __init__(self, algorithm: Any) -> None:
+        self._algorithm = algorithm
+        self._env = env_of(algorithm.env_runner)
+        self._modules = modules_of(algorithm.env_runner)
+
+    @property
+    def scores(self) -> Scores | None:
+        """Of the newest iteration's prompts."""
+        found: Scores | None = self._env.last_scores
+        return found
+
+    @property
+    def training_rewards(self) -> FloatArray | None:
+        """(P,), stabilised."""
+        found: FloatArray | None = self._env.last_training_rewards
+        return found
+
+    @property
+    def seconds(self) -> float:
+        """Time that the sampling policies have taken so far."""
+        return sum(module.seconds for module in self._modules.values())
+
+    def prepare(self, iteration: int) -> None:
+        """Hands the learner's weights to the sampler; contexts are forgotten, so that a resumed run does the same."""
+        group, learners = self._algorithm.env_runner_group, self._algorithm.learner_group
+        group.sync_weights(from_worker_or_learner_group=learners, inference_only=True)
+        self._env.set_iteration(iteration)
+        for name, module in self._modules.items():
+            learnt = learners._learner.prompt_modules[name].masking
+            if module.masking is not None:
+                module.masking.load(learnt.policy.trainable_state())
+            module.policy.forget()
+
+    def play(self) -> list[Any]:
+        """Returns the iteration's episodes."""
+        with our_own_errors():
+            episodes, _ = synchronous_parallel_sample(
+                worker_set=self._algorithm.env_runner_group, _uses_new_env_runners=True, _return_metrics=True
+            )
+        return list(episodes)
+
+    def close(self) -> None:
+        """There is nobody else."""
+
+
+@dataclass(frozen=True)
+class Played:
+    """What an env runner brings back from an iteration."""
+
+    first_episode: int
+    episodes: list[Any]
+    scores: Scores | None
+    training_rewards: FloatArray | None
+    policy_seconds: float
+
+
+@dataclass(frozen=True)
+class Crash:
+    """A mistake in the program, met by an env runner."""
+
+    runner: int
+    trace: str
+
+
+def play_share(
+    runner: Any, *, iteration: int, attempt: int, share: int, weights: Mapping[str, Any]
+) -> Played | RLPromptError | Crash:
+    """Plays an env runner's share of an iteration; runs in the runner's process.
+
+    Args:
+        runner: RLlib's env runner; its index, from 1, says which share is its own.
+        iteration: from 0.
+        attempt: how often runners were sent out before.
+        share: episodes of each runner.
+        weights: what the modules train, by module id.
+    """
+    try:
+        env, modules = env_of(runner), modules_of(runner)
+        scorer: RemoteScorer = env.scorer
+        first = (runner.worker_index - 1) * share
+        env.first_episode = scorer.share = first
+        scorer.attempt = attempt
+        for name, module in modules.items():
+            module.policy.load_trainable_state(weights[name]["policy"])
+            if module.masking is not None:
+                module.masking.load(weights[name]["masking"])
+            module.policy.forget()
+        before = sum(module.seconds for module in modules.values())
+        env.set_iteration(iteration)
+        with our_own_errors():
+            episodes = runner.sample()
+        spent = sum(module.seconds for module in modules.values()) - before
+        return Played(first, episodes, env.last_scores, env.last_training_rewards, spent)
+    except RLPromptError as error:
+        return error
+    except Exception:  # told to the run's process: it would come again in every restarted runner
+        return Crash(runner.worker_index, traceback.format_exc())
+
+
+class RemoteRollouts:
+    """Plays on env runners in processes of their own, on this machine or others.
+
+    Args:
+        scorer: of the run; all scoring is done by it, in this process.
+        share: episodes of each runner.
+        max_restarts: how often lost runners may be started again.
+    """
+
+    def __init__(self, scorer: Any, *, share: int, max_restarts: int) -> None:
+        self.scores: Scores | None = None
+        self.training_rewards: FloatArray | None = None
+        self.seconds = 0.0
+        self.restarts = 0
+        """Runners that were lost and came back."""
+        self.mailbox_name = f"rlprompt-{uuid.uuid4().hex}"
+        self._scorer = scorer
+        self._share = share
+        self._max_restarts = max_restarts
+        self._mailbox = open_mailbox(self.mailbox_name)
+        self._algorithm: Any = None
+        self._iteration = 0
+        self._weights: Any = None
+        self._attempts = 0
+        self._arriving: Any = None
+
+    def attach(self, algorithm: Any) -> None:
+        """Says whose env runners play."""
+        self._algorithm = algorithm
+
+    def prepare(self, iteration: int) -> None:
+        """Publishes the learner's weights once for all runners."""
+        learner = self._algorithm.learner_group._learner
+        weights = {}
+        for name, module in learner.prompt_modules.items():
+            masking = module.masking
+            weights[name] = {
+                "policy": module.policy.trainable_state(),
+                "masking": None if masking is None else masking.policy.trainable_state(),
+            }
+        self._iteration, self._weights = iteration, ray.put(weights)
+
+    def play(self) -> list[Any]:
+        """Returns the iteration's episodes; plays it again where a runner was lost.
+
+        Raises:
+            BudgetExceededError: and other errors of scoring, when all runners have stopped.
+            RunError: runners were lost too often, or did not come back.
+        """
+        lost, played = 0, self._attempt()
+        while played is None:
+            lost += 1
+            self._restore(lost)
+            played = self._attempt()
+        played.sort(key=lambda part: part.first_episode)
+        scores = [part.scores for part in played if part.scores is not None]
+        self.scores = join_scores(scores) if scores else None
+        rewards = [part.training_rewards for part in played if part.training_rewards is not None]
+        self.training_rewards = np.concatenate(rewards) if rewards else None
+        self.seconds += max(part.policy_seconds for part in played)
+        return [episode for part in played for episode in part.episodes]
+
+    def _attempt(self) -> list[Played] | None:
+        """Lets all runners play; None where one was lost."""
+        group = self._algorithm.env_runner_group
+        count = group.num_remote_env_runners()
+        self._attempts += 1
+        order = {"iteration": self._iteration, "attempt": self._attempts, "share": self._share}
+        group.foreach_env_runner_async(play_share, tag=TAG, kwargs={**order, "weights": self._weights})
+        finished: list[Played] = []
+        letters: dict[int, Letter] = {}
+        try:
+            while len(finished) < count:
+                for part in self._returned():
+                    if not isinstance(part, Played):
+                        raise part
+                    finished.append(part)
+                if group.num_healthy_remote_env_runners() < count:
+                    self._abandon(letters)
+                    return None
+                self._collect(letters)
+                if letters and len(letters) == count - len(finished):
+                    answers = answer_letters(self._scorer, letters)
+                    ray.get(self._mailbox.answer.remote(answers))
+                    for ticket in answers:
+                        del letters[ticket]
+        except BaseException:
+            self._abandon(letters)
+            raise
+        return finished
+
+    def _returned(self) -> list[Played | Exception]:
+        """What runners brought back since the last look; of mistakes in the program, an exception to raise."""
+        parts: list[Played | Exception] = []
+        for runner, part in self._algorithm.env_runner_group.fetch_ready_async_reqs(tags=TAG, timeout_seconds=0.0):
+            if isinstance(part, Crash):
+                part = RuntimeError(f"env runner {runner} failed:\n{part.trace}")
+            parts.append(part)
+        return parts
+
+    def _collect(self, letters: dict[int, Letter]) -> None:
+        """Adds letters that arrived; those of an abandoned attempt are sent back."""
+        if self._arriving is None:
+            self._arriving = self._mailbox.letters.remote()
+        if not ray.wait([self._arriving], timeout=POLL_S)[0]:
+            return
+        arrived: dict[int, Letter] = dict(ray.get(self._arriving))
+        self._arriving = self._mailbox.letters.remote()
+        late = [ticket for ticket, letter in arrived.items() if letter.attempt != self._attempts]
+        if late:
+            ray.get(self._mailbox.answer.remote(dict.fromkeys(late)))
+        letters |= {ticket: letter for ticket, letter in arrived.items() if ticket not in late}
+
+    def _abandon(self, letters: Mapping[int, Letter]) -> None:
+        """Sends all letters back, those that still come too, until nobody plays any more."""
+        group, end = self._algorithm.env_runner_group, time.monotonic() + DRAIN_S
+        self._attempts += 1
+        if letters:
+            ray.get(self._mailbox.answer.remote(dict.fromkeys(letters)))
+        while group.num_in_flight_async_reqs(TAG):
+            if time.monotonic() > end:
+                raise RunError(f"an env runner has not stopped for {DRAIN_S:.0f} s; resume the run")
+            self._returned()
+            self._collect({})
+
+    def _restore(self, attempt: int) -> None:
+        """Waits, longer each time, until lost runners have come back."""
+        group = self._algorithm.env_runner_group
+        lost = group.num_remote_env_runners() - group.num_healthy_remote_env_runners()
+        self.restarts += lost
+        if self.restarts > self._max_restarts:
+            raise RunError(
+                f"env runners were lost {self.restarts} times (ray.max_num_env_runner_restarts is "
+                f"{self._max_restarts}); look for the cause in Ray's logs, then resume"
+            )
+        logger.warning("%d env runners were lost; iteration %d is played again", lost, self._iteration + 1)
+        time.sleep(min(0.5 * 2.0 ** (attempt - 1), LONGEST_BACKOFF_S))
+        end = time.monotonic() + RESTART_S
+        while group.num_healthy_remote_env_runners() < group.num_remote_env_runners():
+            if time.monotonic() > end:
+                raise RunError(
+                    f"{lost} env runners did not come back within {RESTART_S:.0f} s; see whether the cluster still has "
+                    "the CPUs and GPUs that ray.num_env_runners needs, then resume"
+                )
+            group.probe_unhealthy_env_runners(timeout_seconds=5.0)
+
+    def close(self) -> None:
+        """Frees runners and mailbox, whatever they do."""
+        ray.kill(self._mailbox)
+
+
+__all__ = ["LocalRollouts", "Played", "RemoteRollouts", "Rollouts", "env_of", "modules_of"]

@@ -1,0 +1,52 @@
+"""Where a run computes: in one process, with workers on this machine, or on a Ray cluster."""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator
+
+from rlprompt.sections import Section
+
+ROLLING_OUT = ("ppo", "sql", "reinforce")
+"""Algorithms whose prompts can be written by several workers."""
+
+
+class RayConfig(Section):
+    """Where prompts are written. Nothing here changes what a run finds: the same prompts, rewards and weights."""
+
+    address: str = "local"
+    """"local" starts Ray on this machine, reachable from it only; "auto" joins the cluster that this machine is part
+    of; ray://HOST:PORT or HOST:PORT joins another one."""
+    num_env_runners: int = Field(default=0, ge=0)
+    """Processes that write prompts, each an equal share of `env.num_envs`; 0 writes them in the run's own process."""
+    num_cpus_per_env_runner: float = Field(default=1, ge=0)
+    num_gpus_per_env_runner: float = Field(default=0, ge=0)
+    max_num_env_runner_restarts: int = Field(default=100, ge=0)
+    """How often a lost env runner is started again, over the whole run, before the run gives up."""
+
+    @field_validator("address")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        if value in ("local", "auto") or ":" in value:
+            return value
+        raise ValueError("it must be local, auto, ray://HOST:PORT or HOST:PORT")
+
+
+def check_ray(ray: RayConfig, algorithm: str, num_envs: int) -> None:
+    """Raises ValueError where the workers and the rest of a configuration do not fit.
+
+    Args:
+        ray: the section.
+        algorithm: `algorithm.name`.
+        num_envs: `env.num_envs`.
+    """
+    runners = ray.num_env_runners
+    if runners and algorithm not in ROLLING_OUT:
+        raise ValueError(
+            f"ray.num_env_runners is {runners}, but '{algorithm}' writes in one process ({', '.join(ROLLING_OUT)} can "
+            "use several); set it to 0"
+        )
+    if runners and num_envs % runners:
+        raise ValueError(
+            f"env.num_envs is {num_envs}, which {runners} env runners cannot share equally; take a multiple of "
+            "ray.num_env_runners"
+        )
