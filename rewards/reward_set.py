@@ -64,9 +64,10 @@ class RewardSet:
         """The original prompt, where a component names one."""
         self.judge_calls = sum((component.judge_calls for component in self.components), JudgeCalls())
         """The most calls that the rewards make of their own."""
-        self._account = Account()
+        self.account = Account()
+        """On which the rewards spend."""
         for component in self.components:
-            component.attach(self._account)
+            component.attach(self.account)
         self._runner = Runner()
         self._warned: set[tuple[str, str]] = set()
 
@@ -160,13 +161,13 @@ class RewardSet:
         Raises:
             ConfigError: the ledger limits money and a reward's judge has no known price.
         """
-        self._account = Account(ledger)
+        self.account = Account(ledger)
         for component in self.components:
-            component.attach(self._account)
+            component.attach(self.account)
 
     def spend_in(self, phase: str) -> None:
         """Books what the rewards spend in this phase, until a call of the set names another one."""
-        self._account.phase = phase
+        self.account.phase = phase
 
     def metrics(self) -> dict[str, float]:
         """Returns the numbers that rewards tell of themselves, as "reward/NAME/NUMBER"; cumulative over the run."""

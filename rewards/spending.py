@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from rlprompt.targets.ledger import Ledger, Price, Reservation
+from rlprompt.types import Target, TargetOutput, TargetRequest
 
 JUDGE = "judge"
 """The ledger's role of such calls."""
+JudgeRecord: TypeAlias = tuple[str, str, int, TargetOutput]
+"""(key of the request, "judge", 0, answer): an answer of a judge in the form of a run's other answers."""
 
 
 class Account:
@@ -21,6 +28,29 @@ class Account:
     def __init__(self, ledger: Ledger | None = None, phase: str = "train") -> None:
         self.ledger = ledger if ledger is not None else Ledger()
         self.phase = phase
+        self.on_answers: Callable[[Sequence[JudgeRecord]], None] | None = None
+        """Told of what judges have just answered, failures left out, before anything is made of it."""
+        self._stored: dict[str, TargetOutput] = {}
+
+    def ask(self, target: Target, requests: Sequence[TargetRequest], price: Price | None) -> list[TargetOutput]:
+        """Asks a judge, and charges all requests; one that an earlier session has the answer to is not asked again.
+
+        Raises:
+            BudgetExceededError: they do not fit into the budget; nothing was spent on them.
+        """
+        keys = [_request_key(target, request) for request in requests]
+        with self.reserve(len(requests), target.count_tokens(requests), price) as reservation:
+            new = {key: request for key, request in zip(keys, requests, strict=True) if key not in self._stored}
+            answers = dict(zip(new, target.run(list(new.values())), strict=True)) if new else {}
+            outputs = [answers[key] if key in answers else self._stored[key] for key in keys]
+            reservation.settle(outputs)
+        if self.on_answers is not None:
+            self.on_answers([(key, JUDGE, 0, output) for key, output in answers.items() if output.failure is None])
+        return outputs
+
+    def remember(self, records: Iterable[JudgeRecord]) -> None:
+        """Fills in answers of an earlier session that the ledger's state does not have."""
+        self._stored |= {key: output for key, _, _, output in records}
 
     def reserve(self, calls: int, tokens: int | list[int], price: Price | None) -> Reservation:
         """Sets a judge's calls aside; raises as `Ledger.reserve`."""
@@ -51,3 +81,11 @@ class JudgeCalls:
         68
         """
         return self.per_pair * pairs + self.per_prompt * prompts
+
+
+def _request_key(target: Target, request: TargetRequest) -> str:
+    """The same for the same question to the same judge, in whatever session."""
+    rendered = request.rendered
+    asked = [rendered.text, rendered.messages, request.choices, request.max_tokens]
+    canonical = json.dumps([target.identity, asked], ensure_ascii=True, sort_keys=True, default=str)
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()

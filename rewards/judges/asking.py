@@ -166,11 +166,7 @@ class Asker:
             requests = [TargetRequest(rendered, choices=self._form.choices) for rendered in questions]
         else:
             requests = [TargetRequest(rendered, max_tokens=self._max_tokens) for rendered in questions]
-        tokens = self.target.count_tokens(requests)
-        with self._account.reserve(len(requests), tokens, self.price) as reservation:
-            outputs = self.target.run(requests)
-            reservation.settle(outputs)
-        return outputs
+        return self._account.ask(self.target, requests, self.price)
 
     def _read(self, output: TargetOutput, *, by_choices: bool) -> Reading:
         if not by_choices:

@@ -56,6 +56,11 @@ class RunFolder:
         return self.root / "journal.jsonl"
 
     @property
+    def judge_journal(self) -> Path:
+        """The judges' answers that came after the newest checkpoint; only where there are judges."""
+        return self.root / "judge-journal.jsonl"
+
+    @property
     def check(self) -> Path:
         """The ledger as the check of the rewards left it; only where rewards make calls of their own."""
         return self.root / "check.json"

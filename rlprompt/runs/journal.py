@@ -1,5 +1,7 @@
 """`journal.jsonl`: the target's answers that no checkpoint covers yet, so that a kill never makes a run pay twice.
 
+`judge-journal.jsonl` holds those of judges in the same form.
+
 The answers of a scoring are appended and synced as soon as the target has given them, before the rewards are computed.
 A checkpoint removes those that `outputs/` holds by then. What is left when a run is resumed goes back to its scorer,
 which charges it to the ledger once a scoring needs it, and does not ask the target. Failures are never written, nor are
@@ -43,8 +45,8 @@ class AnswerJournal:
         """The answers that were not settled yet, oldest first."""
         return [(*pair, output) for pair, output in self._open.items()]
 
-    def load(self) -> None:
-        """Reads what an earlier session left; the file is cut before a line that a kill left half-written."""
+    def load(self) -> list[AnswerRecord]:
+        """Returns what an earlier session left; the file is cut before a line that a kill left half-written."""
         data = self.path.read_bytes() if self.path.exists() else b""
         whole = 0
         for line in data.splitlines(keepends=True):
@@ -59,6 +61,7 @@ class AnswerJournal:
             with writing_errors(self.path), self.path.open("rb+") as file:
                 file.truncate(whole)
                 os.fsync(file.fileno())
+        return self.answers
 
     def append(self, records: Iterable[AnswerRecord]) -> None:
         """Writes answers and waits until the disk has them; failures and pairs that are there already are left out."""
@@ -86,9 +89,9 @@ class AnswerJournal:
             )
         return kept
 
-    def settle(self, pairs: Iterable[tuple[str, str, int]]) -> None:
-        """Lets go of pairs that the tables hold; their lines stay in the file until `cut`."""
-        for pair in pairs:
+    def settle(self, pairs: Iterable[tuple[str, str, int]] | None = None) -> None:
+        """Lets go of pairs that tables or state hold, by default of all; their lines stay in the file until `cut`."""
+        for pair in list(self._open) if pairs is None else pairs:
             self._open.pop(pair, None)
 
     def cut(self) -> None:

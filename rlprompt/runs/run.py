@@ -81,6 +81,8 @@ class Run:
         self._events = EventLog(folder.events)
         self._journal = AnswerJournal(folder.journal)
         scorer.on_answers = self._journal.append
+        self._verdicts = AnswerJournal(folder.judge_journal)
+        scorer.rewards.account.on_answers = self._verdicts.append
         self._candidates = Candidates(len(scorer.task.dev), config.selection.by)
         self._choice = PolicyChoice(config.selection.by)
         self._monitor = Monitor(config.monitor)
@@ -157,6 +159,7 @@ class Run:
         self._journal.settle(as_record(answer)[:3] for answer in answers)
         self._journal.cut()
         self._scorer.remember(self._journal.answers, charged=False)
+        self._scorer.rewards.account.remember(self._verdicts.load())
         self._num_prompts, self._num_answers = len(records), len(answers)
         if state is not None:
             self._scorer.load_state_dict(state["scorer"])
@@ -254,6 +257,7 @@ class Run:
         self._num_answers += len(self._answers)
         self._snapshot = (iteration, encode(self._state(iteration, state())))
         self._journal.settle(as_record(answer)[:3] for answer in self._answers)
+        self._verdicts.settle()  # what was read is in the state of the rewards
         self._records, self._answers = [], []
         self.completed = iteration + 1
         self._iteration_started = time.monotonic()
@@ -273,6 +277,7 @@ class Run:
         save_checkpoint(self.files, iteration, encoded, keep=self._config.run.keep, save_policy=self._policy.save)
         self._saved = iteration
         self._journal.cut()
+        self._verdicts.cut()
         for callback in self._callbacks:
             callback.on_checkpoint(iteration)
 
@@ -332,7 +337,7 @@ class Run:
 
     def close(self) -> None:
         """Ends the session: nothing more is written, and the callbacks are told."""
-        self._scorer.on_answers = None
+        self._scorer.on_answers = self._scorer.rewards.account.on_answers = None
         for callback in self._callbacks:
             callback.on_end()
 

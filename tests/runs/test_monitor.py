@@ -15,6 +15,7 @@ from rlprompt.runs.events import comparable
 from rlprompt.runs.folder import remove
 from rlprompt.runs.monitor import Monitor
 from rlprompt.runs.records import PromptRecord
+from rlprompt.runs.run import Run
 from rlprompt.types import Json
 
 Start = Callable[..., RunResult]
@@ -219,5 +220,58 @@ def test_a_resumed_run_with_a_judge_repeats_the_uninterrupted_one(start: Start, 
     result = start(JUDGED, resume=part)
     assert result.ledger["by_role"]["judge"]["calls"] == whole.ledger["by_role"]["judge"]["calls"]
     assert [event for event in events(part) if event["event"] == "iteration"] == [
+        event for event in events(whole.folder) if event["event"] == "iteration"
+    ]
+
+
+class Killed(BaseException):
+    """Ends a session as a kill does: nothing is saved."""
+
+
+def test_a_killed_run_asks_the_judge_for_no_verdict_twice(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    ask = Account.ask
+
+    def counted(self: Account, target: Any, requests: Any, price: Any) -> Any:
+        class Counting:
+            """The judge, with a count of what really reaches it."""
+
+            identity = target.identity
+            count_tokens = staticmethod(target.count_tokens)
+
+            @staticmethod
+            def run(sent: Any) -> Any:
+                asked.extend(str(request.rendered) for request in sent)
+                return target.run(sent)
+
+        return ask(self, Counting(), requests, price)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Account, "ask", counted)
+    settings = [JUDGED, "run.checkpoint_every=3"]
+    whole = start(*settings, folder=tmp_path / "whole")
+    asked_alone = sorted(asked)
+    asked.clear()
+    end_iteration = Run.end_iteration
+
+    def killed_in_the_fifth(self: Run, iteration: int, **given: Any) -> None:
+        if iteration == 4:  # scored, not recorded; the newest checkpoint is that of iteration 2
+            monkeypatch.setattr(Run, "save", lambda self: None)
+            raise Killed
+        end_iteration(self, iteration, **given)
+
+    save = Run.save
+    monkeypatch.setattr(Run, "end_iteration", killed_in_the_fifth)
+    with pytest.raises(Killed):
+        start(*settings, folder=tmp_path / "killed")
+    monkeypatch.setattr(Run, "end_iteration", end_iteration)
+    monkeypatch.setattr(Run, "save", save)
+    (folder,) = (tmp_path / "killed").glob("*/*")
+    assert (folder / "judge-journal.jsonl").read_bytes().count(b"\n") >= 1
+    result = start(*settings, folder=tmp_path / "killed", resume=folder)
+    assert sorted(asked) == asked_alone
+    assert result.ledger["by_role"]["judge"] == whole.ledger["by_role"]["judge"]
+    assert [event for event in events(folder) if event["event"] == "iteration"] == [
         event for event in events(whole.folder) if event["event"] == "iteration"
     ]
