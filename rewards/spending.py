@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from rlprompt.targets.ledger import Ledger, Price, Reservation
+from rlprompt.targets.streaming import CallLog, run_logged
 from rlprompt.types import Target, TargetOutput, TargetRequest
 
 JUDGE = "judge"
@@ -28,8 +29,8 @@ class Account:
     def __init__(self, ledger: Ledger | None = None, phase: str = "train") -> None:
         self.ledger = ledger if ledger is not None else Ledger()
         self.phase = phase
-        self.on_answers: Callable[[Sequence[JudgeRecord]], None] | None = None
-        """Told of what judges have just answered, failures left out, before anything is made of it."""
+        self.log: CallLog | None = None
+        """Where calls to judges and their answers are written down before anything is made of them."""
         self._stored: dict[str, TargetOutput] = {}
 
     def ask(self, target: Target, requests: Sequence[TargetRequest], price: Price | None) -> list[TargetOutput]:
@@ -40,12 +41,12 @@ class Account:
         """
         keys = [_request_key(target, request) for request in requests]
         with self.reserve(len(requests), target.count_tokens(requests), price) as reservation:
-            new = {key: request for key, request in zip(keys, requests, strict=True) if key not in self._stored}
-            answers = dict(zip(new, target.run(list(new.values())), strict=True)) if new else {}
+            places = {key: place for place, key in enumerate(keys) if key not in self._stored}
+            asked, names = [requests[place] for place in places.values()], [(key, JUDGE, 0) for key in places]
+            found = run_logged(target, asked, names, self.log, reservation, list(places.values()))
+            answers = dict(zip(places, found, strict=True))
             outputs = [answers[key] if key in answers else self._stored[key] for key in keys]
             reservation.settle(outputs)
-        if self.on_answers is not None:
-            self.on_answers([(key, JUDGE, 0, output) for key, output in answers.items() if output.failure is None])
         return outputs
 
     def remember(self, records: Iterable[JudgeRecord]) -> None:

@@ -139,16 +139,29 @@ def test_the_code_that_a_spec_names_is_not_imported_from_it(tmp_path: Path) -> N
     assert not (tmp_path / "canary").exists()
 
 
+class Told:
+    """Takes down what whole batches of answers were; the planted target tells of single ones only with its batch."""
+
+    def __init__(self, records: list[Any]) -> None:
+        self.append = records.extend
+
+    def sending(self, *_: Any) -> None:
+        raise AssertionError("no call leaves this process")
+
+    def returned(self, *_: Any) -> None: ...
+
+    def answered(self, *_: Any) -> None: ...
+
+
 def test_remembered_answers_that_nobody_charged_are_charged_but_not_asked() -> None:
     prompts = ["w01 w02 w03", "w04 w05 w06"]
     whole, resumed = make_scorer(), make_scorer()
     told: list[Any] = []
-    whole.on_answers = told.extend
+    whole.log = resumed.log = Told(told)
     expected = whole.score(prompts, whole.task.train)
     sizes = count_calls(resumed)
     resumed.remember(told[:11], charged=False)
     assert resumed.new_pairs(prompts, resumed.task.train) == 16  # the budget knows nothing of them yet
-    resumed.on_answers = told.extend
     scores = resumed.score(prompts, resumed.task.train)
     assert sizes == [5]
     assert len(told) == 16 + 5  # what was remembered is not told again
@@ -162,7 +175,7 @@ def test_remembered_answers_that_nobody_charged_are_charged_but_not_asked() -> N
 def test_answers_are_told_before_the_rewards_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = make_scorer()
     told: list[Any] = []
-    scorer.on_answers = told.extend
+    scorer.log = Told(told)
 
     class Broken:
         needs_original = False

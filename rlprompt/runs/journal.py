@@ -1,11 +1,13 @@
 """`journal.jsonl`: the target's answers that no checkpoint covers yet, so that a kill never makes a run pay twice.
 
-`judge-journal.jsonl` holds those of judges in the same form.
+`judge-journal.jsonl` holds those of judges in the same form. An answer is written as soon as the target has given it
+(where it answers whole batches, with its batch), before the rewards are computed. A checkpoint removes those that
+`outputs/` or its state holds by then. What is left when a run is resumed goes back to its scorer, which charges it to
+the ledger once a scoring needs it, and does not ask the target. Failures are never written, nor are answers with a
+payload that JSON would change.
 
-The answers of a scoring are appended and synced as soon as the target has given them, before the rewards are computed.
-A checkpoint removes those that `outputs/` holds by then. What is left when a run is resumed goes back to its scorer,
-which charges it to the ledger once a scoring needs it, and does not ask the target. Failures are never written, nor are
-answers with a payload that JSON would change.
+A call to a target behind HTTP is written before it is sent. One that was in flight when the process was killed may have
+been answered, and billed: the resumed run charges it as spent, counts it as unknown, and asks again.
 """
 
 from __future__ import annotations
@@ -13,32 +15,46 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rlprompt.payloads import can_be_kept
-from rlprompt.runs.folder import remove, sync_folder, write_bytes, writing_errors
+from rlprompt.runs.folder import RunFolder, remove, sync_folder, write_bytes, writing_errors
+from rlprompt.targets.ledger import Charge, Reservation
 from rlprompt.types import TargetOutput
 
 if TYPE_CHECKING:
-    from rlprompt.scoring import AnswerRecord
+    from rlprompt.scoring import AnswerRecord, Scorer
 
 logger = logging.getLogger(__name__)
 
+_Pair: TypeAlias = tuple[str, str, int]
+_ANSWER, _SENT, _FAILED, _UNKNOWN = "answer", "sent", "failed", "unknown"
+
 
 class AnswerJournal:
-    """Appends answers to a file, each pair once.
+    """Appends answers to a file, each pair once, and the calls that are on their way.
+
+    Safe between threads: answers arrive on that of the connection. What is written call by call survives the death of
+    the process; a whole batch, once `append` has returned, that of the machine, too.
 
     Args:
-        path: the file; made when the first answer comes.
+        path: the file; made when the first line comes.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._open: dict[tuple[str, str, int], TargetOutput] = {}
+        self.unknown: list[Charge] = []
+        """Calls that were in flight when an earlier session ended, and that no checkpoint has in its ledger."""
+        self._open: dict[_Pair, TargetOutput] = {}
+        self._flying: dict[_Pair, Charge] = {}
         self._num_lines = 0
+        self._is_synced = True
         self._warned = False
+        self._lock = threading.Lock()
 
     @property
     def answers(self) -> list[AnswerRecord]:
@@ -46,14 +62,17 @@ class AnswerJournal:
         return [(*pair, output) for pair, output in self._open.items()]
 
     def load(self) -> list[AnswerRecord]:
-        """Returns what an earlier session left; the file is cut before a line that a kill left half-written."""
+        """Returns what an earlier session left; the file is cut before a line that a kill left half-written.
+
+        Calls that were in flight are `unknown` from now on, in this session and in those that follow.
+        """
         data = self.path.read_bytes() if self.path.exists() else b""
         whole = 0
         for line in data.splitlines(keepends=True):
-            record = _read(line)
-            if record is None:
+            found = _read(line)
+            if found is None:
                 break
-            self._open[record[:3]] = record[3]
+            self._take(*found)
             whole += len(line)
             self._num_lines += 1
         if whole < len(data):
@@ -61,23 +80,86 @@ class AnswerJournal:
             with writing_errors(self.path), self.path.open("rb+") as file:
                 file.truncate(whole)
                 os.fsync(file.fileno())
+        if self._flying:
+            lost, self._flying = self._flying, {}
+            self.unknown += lost.values()
+            self._write([_call_line(_UNKNOWN, pair, charge) for pair, charge in lost.items()], sync=True)
         return self.answers
 
+    def sending(self, pair: _Pair, reservation: Reservation, index: int) -> None:
+        """Writes that a call is sent now; `index` is its place in the reservation."""
+        charge = reservation.charge(index)
+        with self._lock:
+            self._flying[pair] = charge
+            self._write([_call_line(_SENT, pair, charge)])
+
+    def returned(self, pair: _Pair) -> None:
+        """Writes that a call has failed; one that was never sent is left out."""
+        with self._lock:
+            if self._flying.pop(pair, None) is not None:
+                self._write([_call_line(_FAILED, pair)])
+
+    def answered(self, pair: _Pair, output: TargetOutput) -> None:
+        """Writes one answer of a batch that goes on."""
+        with self._lock:
+            self._append([(*pair, output)])
+
     def append(self, records: Iterable[AnswerRecord]) -> None:
-        """Writes answers and waits until the disk has them; failures and pairs that are there already are left out."""
+        """Writes answers and waits until the disk has all of them; failures and pairs that are there are left out."""
+        with self._lock:
+            self._append(records)
+            if not self._is_synced:
+                self._write([], sync=True)
+
+    def settle(self, pairs: Iterable[_Pair] | None = None) -> None:
+        """Lets go of pairs that tables or state hold, by default of all; their lines stay in the file until `cut`."""
+        for pair in list(self._open) if pairs is None else pairs:
+            self._open.pop(pair, None)
+
+    def cut(self) -> None:
+        """Removes the lines of what is settled from the file, or the file where nothing is left."""
+        with self._lock:
+            lines = [_line(record) for record in self.answers]
+            lines += [_call_line(_SENT, pair, charge) for pair, charge in self._flying.items()]
+            lines += [_call_line(_UNKNOWN, ("", "", 0), charge) for charge in self.unknown]
+            if self._num_lines == len(lines):
+                return
+            if lines:
+                write_bytes(self.path, b"".join(lines))
+            else:
+                remove(self.path)
+            self._num_lines = len(lines)
+
+    def _take(self, kind: str, pair: _Pair, value: Any) -> None:
+        if kind == _ANSWER:
+            self._open[pair] = value
+        if kind == _SENT:
+            self._flying[pair] = value
+        else:
+            self._flying.pop(pair, None)
+        if kind == _UNKNOWN:
+            self.unknown.append(value)
+
+    def _append(self, records: Iterable[AnswerRecord]) -> None:
         new = [record for record in records if record[:3] not in self._open and record[3].failure is None]
-        new = self._keepable(new)
-        if not new:
-            return
+        kept = self._keepable(new)
+        for record in new:
+            self._flying.pop(record[:3], None)
+        if kept:
+            self._write([_line(record) for record in kept])
+            self._open.update((record[:3], record[3]) for record in kept)
+
+    def _write(self, lines: list[bytes], *, sync: bool = False) -> None:
         exists = self.path.exists()
         with writing_errors(self.path), self.path.open("ab") as file:
-            file.write(b"".join(_line(record) for record in new))
+            file.write(b"".join(lines))
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
             if not exists:
                 sync_folder(self.path.parent)
-        self._open.update((record[:3], record[3]) for record in new)
-        self._num_lines += len(new)
+        self._num_lines += len(lines)
+        self._is_synced = sync
 
     def _keepable(self, records: list[AnswerRecord]) -> list[AnswerRecord]:
         kept = [record for record in records if can_be_kept(record[3].payload)]
@@ -89,31 +171,72 @@ class AnswerJournal:
             )
         return kept
 
-    def settle(self, pairs: Iterable[tuple[str, str, int]] | None = None) -> None:
-        """Lets go of pairs that tables or state hold, by default of all; their lines stay in the file until `cut`."""
-        for pair in list(self._open) if pairs is None else pairs:
-            self._open.pop(pair, None)
+
+class Journals:
+    """The journals of a run: of the target's calls, and of the judges'.
+
+    Args:
+        folder: of the run.
+        scorer: whose calls they are.
+    """
+
+    def __init__(self, folder: RunFolder, scorer: Scorer) -> None:
+        self._answers = AnswerJournal(folder.journal)
+        self._verdicts = AnswerJournal(folder.judge_journal)
+        self._scorer = scorer
+        scorer.log, scorer.rewards.account.log = self._answers, self._verdicts
+
+    def load(self, later: Callable[[], Iterable[AnswerRecord]]) -> None:
+        """Reads what earlier sessions left, and adds answers that are about to be deleted with their parts."""
+        self._answers.load()
+        self._answers.append(later())
+        self._verdicts.load()
+
+    def restore(self, recorded: Iterable[_Pair]) -> None:
+        """Hands back what nobody has to be asked for again, and charges what nobody knows of.
+
+        Call it when the ledger has the state of the checkpoint.
+
+        Args:
+            recorded: pairs that the tables hold.
+        """
+        self._answers.settle(recorded)
+        self._answers.cut()
+        account, ledger = self._scorer.rewards.account, self._scorer.ledger
+        self._scorer.remember(self._answers.answers, charged=False)
+        account.remember(self._verdicts.answers)
+        unknown = [*self._answers.unknown, *self._verdicts.unknown]
+        ledger.charge_unknown(unknown)
+        if unknown:
+            logger.warning("%d calls were in flight when the run was killed; they are charged as spent", len(unknown))
+
+    def settle(self, recorded: Iterable[_Pair]) -> None:
+        """Lets go of what tables and state hold now: those pairs, all verdicts, and the charges of unknown calls."""
+        self._answers.settle(recorded)
+        self._verdicts.settle()
+        self._answers.unknown, self._verdicts.unknown = [], []
 
     def cut(self) -> None:
-        """Removes the lines of settled pairs from the file, or the file where nothing is left."""
-        if self._num_lines == len(self._open):
-            return
-        if self._open:
-            write_bytes(self.path, b"".join(_line(record) for record in self.answers))
-        else:
-            remove(self.path)
-        self._num_lines = len(self._open)
+        """Removes what is settled from the files."""
+        self._answers.cut()
+        self._verdicts.cut()
+
+    def close(self) -> None:
+        """Nothing more is written."""
+        self._scorer.log = self._scorer.rewards.account.log = None
 
 
 def read_journal(path: Path) -> list[AnswerRecord]:
     """Returns the answers of a journal up to a line that is not whole, and leaves the file as it is."""
-    found: list[AnswerRecord] = []
+    found: dict[_Pair, TargetOutput] = {}
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
-        record = _read(line)
-        if record is None:
+        read = _read(line)
+        if read is None:
             break
-        found.append(record)
-    return found
+        kind, pair, value = read
+        if kind == _ANSWER:
+            found[pair] = value
+    return [(*pair, output) for pair, output in found.items()]
 
 
 def _line(record: AnswerRecord) -> bytes:
@@ -137,13 +260,21 @@ def _line(record: AnswerRecord) -> bytes:
     return json.dumps(fields).encode() + b"\n"
 
 
-def _read(line: bytes) -> AnswerRecord | None:
-    """Returns the answer of a line, or None where the line is not whole."""
+def _call_line(kind: str, pair: _Pair, charge: Charge | None = None) -> bytes:
+    prompt, example_id, sample = pair
+    fields = {"call": kind, "prompt": prompt, "example_id": example_id, "sample": sample}
+    return json.dumps({**fields, **({} if charge is None else asdict(charge))}).encode() + b"\n"
+
+
+def _read(line: bytes) -> tuple[str, _Pair, Any] | None:
+    """Returns (kind, pair, answer or charge) of a line, or None where the line is not whole."""
     try:
         fields: dict[str, Any] = json.loads(line) if line.endswith(b"\n") else {}
-        prompt, example_id, sample = fields.pop("prompt"), fields.pop("example_id"), fields.pop("sample")
-        logprobs = fields.pop("choice_logprobs")
-        output = TargetOutput(choice_logprobs=None if logprobs is None else tuple(logprobs), **fields)
+        kind = fields.pop("call", _ANSWER)
+        pair = (fields.pop("prompt"), fields.pop("example_id"), fields.pop("sample"))
+        if kind == _ANSWER:
+            logprobs = fields.pop("choice_logprobs")
+            return kind, pair, TargetOutput(choice_logprobs=None if logprobs is None else tuple(logprobs), **fields)
+        return kind, pair, None if kind == _FAILED else Charge(**fields)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    return prompt, example_id, sample, output

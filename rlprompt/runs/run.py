@@ -19,7 +19,7 @@ from rlprompt.runs.artefacts import meta_examples, plain_name
 from rlprompt.runs.checkpoints import decode, encode, save_checkpoint, settle
 from rlprompt.runs.events import EventLog
 from rlprompt.runs.folder import RunFolder, remove, replace_folder, sync_tree, write_json, writing_errors
-from rlprompt.runs.journal import AnswerJournal
+from rlprompt.runs.journal import Journals
 from rlprompt.runs.limits import budget_is_short
 from rlprompt.runs.monitor import Monitor, warn
 from rlprompt.runs.records import (
@@ -79,10 +79,7 @@ class Run:
         self._callbacks = list(callbacks)
         self._config_hash = config_hash(config)
         self._events = EventLog(folder.events)
-        self._journal = AnswerJournal(folder.journal)
-        scorer.on_answers = self._journal.append
-        self._verdicts = AnswerJournal(folder.judge_journal)
-        scorer.rewards.account.on_answers = self._verdicts.append
+        self._journals = Journals(folder, scorer)
         self._candidates = Candidates(len(scorer.task.dev), config.selection.by)
         self._choice = PolicyChoice(config.selection.by)
         self._monitor = Monitor(config.monitor)
@@ -146,9 +143,8 @@ class Run:
                 "put config.yaml back, or start a new run"
             )
         self.completed = iteration + 1
-        self._journal.load()
         # Before they are deleted with their parts: what was paid for is not asked again.
-        self._journal.append(map(as_record, later_answers(self.files, self.completed)))
+        self._journals.load(lambda: map(as_record, later_answers(self.files, self.completed)))
         rewind(self.files, self.completed, 0 if state is None else state["num_events"])
         self._events = EventLog(self.files.events)
         records, answers = read_tables(self.files, state)
@@ -156,10 +152,6 @@ class Run:
         self._monitor.take_in(records)
         self._book.add(answers)
         self._scorer.remember(map(as_record, answers))
-        self._journal.settle(as_record(answer)[:3] for answer in answers)
-        self._journal.cut()
-        self._scorer.remember(self._journal.answers, charged=False)
-        self._scorer.rewards.account.remember(self._verdicts.load())
         self._num_prompts, self._num_answers = len(records), len(answers)
         if state is not None:
             self._scorer.load_state_dict(state["scorer"])
@@ -169,6 +161,7 @@ class Run:
             self._restored = state["algorithm"]
             self._choice.newest, self._choice.best = state["choice"]["newest"], state["choice"]["best"]
             settle(self.files, iteration, keep=self._config.run.keep)
+        self._journals.restore(as_record(answer)[:3] for answer in answers)
 
     def start(self) -> None:
         """Begins the session: the clock, the first event, the callbacks."""
@@ -256,8 +249,7 @@ class Run:
         self._num_prompts += len(self._records)
         self._num_answers += len(self._answers)
         self._snapshot = (iteration, encode(self._state(iteration, state())))
-        self._journal.settle(as_record(answer)[:3] for answer in self._answers)
-        self._verdicts.settle()  # what was read is in the state of the rewards
+        self._journals.settle(as_record(answer)[:3] for answer in self._answers)
         self._records, self._answers = [], []
         self.completed = iteration + 1
         self._iteration_started = time.monotonic()
@@ -276,8 +268,7 @@ class Run:
         self._policy.load_trainable_state(decode(*encoded)["policy"])
         save_checkpoint(self.files, iteration, encoded, keep=self._config.run.keep, save_policy=self._policy.save)
         self._saved = iteration
-        self._journal.cut()
-        self._verdicts.cut()
+        self._journals.cut()
         for callback in self._callbacks:
             callback.on_checkpoint(iteration)
 
@@ -337,7 +328,7 @@ class Run:
 
     def close(self) -> None:
         """Ends the session: nothing more is written, and the callbacks are told."""
-        self._scorer.on_answers = self._scorer.rewards.account.on_answers = None
+        self._journals.close()
         for callback in self._callbacks:
             callback.on_end()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -34,6 +34,7 @@ from rlprompt.scoring.answers import by_group, check_composition, choice_correct
 from rlprompt.scoring.originals import Originals, answer_from_json, answer_to_json, original_prompt
 from rlprompt.scoring.rules import ScoringRules
 from rlprompt.targets.ledger import Ledger
+from rlprompt.targets.streaming import CallLog, run_logged
 from rlprompt.tasks import Task
 from rlprompt.types import Example, FloatArray, Json, Scores, Stabiliser, Target, TargetOutput, TargetRequest
 
@@ -100,8 +101,8 @@ class Scorer(ScoringRules):
         self.spec: Json = {}
         self.target_seconds = 0.0
         self._is_right = metric_correct(task.metric)
-        self.on_answers: Callable[[Sequence[AnswerRecord]], None] | None = None
-        """Told of what the target has just answered, failures left out, before anything is made of it."""
+        self.log: CallLog | None = None
+        """Where calls and answers are written down before anything is made of them."""
         self._answers: dict[_Key, TargetOutput] = {}
         self._uncharged: dict[_Key, TargetOutput] = {}
         self._offsets: dict[str, FloatArray] = {}
@@ -306,15 +307,13 @@ class Scorer(ScoringRules):
         """Charges all of them, asks those that nobody answered yet, and remembers the answers; returns the failures."""
         tokens = self.target.count_tokens(list(missing.values()))
         with self.ledger.reserve(len(missing), tokens, phase=phase) as reservation:
-            unknown = {key: request for key, request in missing.items() if key not in self._uncharged}
+            places = {key: place for place, key in enumerate(missing) if key not in self._uncharged}
+            asked = [missing[key] for key in places]
             started = time.perf_counter()
-            answers = self.target.run(list(unknown.values())) if unknown else []
+            answers = run_logged(self.target, asked, list(places), self.log, reservation, list(places.values()))
             self.target_seconds += time.perf_counter() - started
-            outputs = {**self._uncharged, **dict(zip(unknown, answers, strict=True))}
+            outputs = {**self._uncharged, **dict(zip(places, answers, strict=True))}
             reservation.settle([outputs[key] for key in missing])
-        new = [(*key, outputs[key]) for key in unknown if outputs[key].failure is None]
-        if new and self.on_answers is not None:
-            self.on_answers(new)
         failed: dict[_Key, TargetOutput] = {}
         for key in missing:
             self._uncharged.pop(key, None)

@@ -15,14 +15,15 @@ import math
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias, cast, get_args, runtime_checkable
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 from rlprompt.errors import ConfigError, UnknownNameError
 from rlprompt.payloads import can_be_kept
+from rlprompt.targets.streaming import OnAnswer, OnCall, run_streaming
 from rlprompt.types import Json, Target, TargetOutput, TargetRequest
 
 logger = logging.getLogger(__name__)
@@ -44,16 +45,6 @@ CREATE TRIGGER IF NOT EXISTS answer_in AFTER INSERT ON answers
 CREATE TRIGGER IF NOT EXISTS answer_out AFTER DELETE ON answers
     BEGIN UPDATE total SET bytes = bytes - old.bytes; END;
 """
-
-
-@runtime_checkable
-class StreamingTarget(Protocol):
-    """A target that hands over each answer as it arrives, so that a cache can keep it at once."""
-
-    def run_streaming(
-        self, requests: Sequence[TargetRequest], on_answer: Callable[[int, TargetOutput], None] | None
-    ) -> list[TargetOutput]:
-        """Answers as `Target.run` does and calls `on_answer(index, output)` for each one when it is there."""
 
 
 def cache_folder() -> Path:
@@ -252,8 +243,14 @@ class CachedTarget:
 
     def run(self, requests: Sequence[TargetRequest]) -> list[TargetOutput]:
         """Answers from the cache where it can and asks the target for the rest in one call."""
+        return self.run_streaming(requests, None)
+
+    def run_streaming(
+        self, requests: Sequence[TargetRequest], on_answer: OnAnswer | None, on_call: OnCall | None = None
+    ) -> list[TargetOutput]:
+        """Answers as `run` does; see `rlprompt.targets.streaming.StreamingTarget`."""
         if self.mode == "off":
-            return self.target.run(requests)
+            return run_streaming(self.target, requests, on_answer, on_call)
         identity = self.target.identity
         keys = [cache_key(identity, request) for request in requests]
         answers: dict[str, TargetOutput] = {}
@@ -262,9 +259,15 @@ class CachedTarget:
                 found = self.cache.get(key)
                 if found is not None:
                     answers[key] = found
+        places = {key: index for index, key in reversed(list(enumerate(keys)))}
+        if on_answer is not None:
+            for key, output in answers.items():
+                on_answer(places[key], output)
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in answers}
         if missing:
-            answers.update(zip(missing, self._ask(list(missing), list(missing.values())), strict=True))
+            asked = [places[key] for key in missing]
+            outputs = self._ask(list(missing), list(missing.values()), asked, on_answer, on_call)
+            answers.update(zip(missing, outputs, strict=True))
         first = set(missing)
         outputs = []
         for key in keys:
@@ -276,17 +279,22 @@ class CachedTarget:
         """Names the target and the mode."""
         return f"CachedTarget({self.target!r}, mode={self.mode!r})"
 
-    def _ask(self, keys: list[str], requests: list[TargetRequest]) -> list[TargetOutput]:
+    def _ask(
+        self,
+        keys: list[str],
+        requests: list[TargetRequest],
+        places: list[int],
+        on_answer: OnAnswer | None,
+        on_call: OnCall | None,
+    ) -> list[TargetOutput]:
         def store(index: int, output: TargetOutput) -> None:
+            if on_answer is not None:
+                on_answer(places[index], output)
             if self.mode != "read-only":
                 self.cache.put(keys[index], output)
 
-        if isinstance(self.target, StreamingTarget):
-            return self.target.run_streaming(requests, store)
-        outputs = self.target.run(requests)
-        for index, output in enumerate(outputs):
-            store(index, output)
-        return outputs
+        called = None if on_call is None else lambda index, in_flight: on_call(places[index], in_flight)
+        return run_streaming(self.target, requests, store, called)
 
 
 def check_mode(mode: str) -> CacheMode:

@@ -96,6 +96,17 @@ class _Meter:
         return values
 
 
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What one call may cost at most: what is charged where nobody knows whether it was answered."""
+
+    role: str
+    phase: str
+    tokens: int
+    cost_pico: int | None
+    """None: the price is unknown."""
+
+
 @dataclass(slots=True)
 class _Held:
     """What the open reservations hold."""
@@ -118,6 +129,11 @@ class Reservation:
         self.cost_pico = price.most_pico(self.tokens) if price is not None else 0
         self._ledger = ledger
         self._open = True
+
+    def charge(self, index: int) -> Charge:
+        """Returns the most that one of the reserved calls may cost."""
+        tokens = self.estimates[index]
+        return Charge(self.role, self.phase, tokens, None if self.price is None else self.price.most_pico(tokens))
 
     def settle(self, outputs: Sequence[TargetOutput]) -> None:
         """Books what was spent and gives the rest back.
@@ -188,6 +204,7 @@ class _Counters:
     roles: dict[str, _Meter] = field(default_factory=dict)
     failed: int = 0
     cache_hits: int = 0
+    unknown: int = 0
 
 
 class Ledger:
@@ -252,6 +269,24 @@ class Ledger:
         if price is None and self._limits.max_cost_usd is not None:
             raise ConfigError(_unknown_price(whose))
 
+    def charge_unknown(self, charges: Sequence[Charge]) -> None:
+        """Books calls that were in flight when an earlier session was killed: paid, for all that is known; not used.
+
+        They are asked again where their answers are needed, and count as used then. Limits do not hold them back: what
+        was spent was spent.
+        """
+        with self._lock:
+            for charge in charges:
+                spent = _Meter(paid_calls=1, paid_tokens=charge.tokens)
+                if charge.cost_pico is None:
+                    spent.unpriced_calls = 1
+                else:
+                    spent.cost_pico = charge.cost_pico
+                self._counters.phases.setdefault(charge.phase, _Meter()).add(spent)
+                if charge.phase != TEST_PHASE:
+                    self._counters.roles.setdefault(charge.role, _Meter()).add(spent)
+            self._counters.unknown += len(charges)
+
     def remaining_calls(self) -> int | None:
         """Returns how many calls can still be reserved, or None for no limit."""
         if self._limits.max_target_calls is None:
@@ -262,7 +297,8 @@ class Ledger:
     def snapshot(self) -> Json:
         """Returns all sums as JSON values; everything but "test" and "by_phase" leaves the test phase out.
 
-        `paid.cost_usd` covers the calls with a known price; `paid.unpriced_calls` counts the others.
+        `paid.cost_usd` covers the calls with a known price; `paid.unpriced_calls` counts the others. `unknown` counts
+        the calls that were in flight when a session was killed; they are in `paid`.
         """
         with self._lock:
             total = self._total().report()
@@ -279,6 +315,7 @@ class Ledger:
                 "by_phase": {name: meter.report() for name, meter in sorted(self._counters.phases.items())},
                 "failed": self._counters.failed,
                 "cache_hits": self._counters.cache_hits,
+                "unknown": self._counters.unknown,
                 "limits": asdict(self._limits),
             }
 
@@ -299,6 +336,7 @@ class Ledger:
                 roles={str(name): _meter(values) for name, values in state["roles"].items()},
                 failed=_count(state["failed"]),
                 cache_hits=_count(state["cache_hits"]),
+                unknown=_count(state.get("unknown", 0)),  # not in checkpoints of earlier versions
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"the saved ledger is damaged ({error!r}); resume an older checkpoint") from error

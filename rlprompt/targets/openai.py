@@ -17,7 +17,7 @@ import asyncio
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -33,13 +33,13 @@ from rlprompt.targets.choices import (
     read_constrained,
 )
 from rlprompt.targets.ledger import Price
+from rlprompt.targets.streaming import OnAnswer, OnCall
 from rlprompt.targets.transport import CallFailed, Limits, Session, Transport, check_base_url, read_key
 from rlprompt.types import Failure, Json, TargetOutput, TargetRequest
 
 Endpoint: TypeAlias = Literal["chat", "completions"]
 ChoicesBy: TypeAlias = Literal["auto", "echo", "top-logprobs", "constrained", "parsed"]
 Constraint: TypeAlias = Literal["json-schema", "structured-outputs", "guided-choice"]
-OnAnswer: TypeAlias = Callable[[int, TargetOutput], None]
 
 _PATHS = {"chat": "chat/completions", "completions": "completions"}
 _SAMPLING_FIELDS = ("temperature", "max_tokens", "max_completion_tokens", "stop", "seed", "n", "best_of")
@@ -164,14 +164,20 @@ class OpenAITarget:
         """
         return self.run_streaming(requests, None)
 
-    def run_streaming(self, requests: Sequence[TargetRequest], on_answer: OnAnswer | None) -> list[TargetOutput]:
-        """Answers as `run` does and calls `on_answer(index, output)`, on another thread, for each one."""
+    def run_streaming(
+        self, requests: Sequence[TargetRequest], on_answer: OnAnswer | None, on_call: OnCall | None = None
+    ) -> list[TargetOutput]:
+        """Answers as `run` does and tells of each answer and call, on another thread.
+
+        So many requests as `concurrency` allows are in flight at most: told of as sent, and not as failed or answered.
+        """
         for request in requests:
             self._check(request)
         if not requests:
             return []
 
         async def work(session: Session) -> list[TargetOutput]:
+            session.on_call = on_call
             return await self._answer_all(session, list(requests), on_answer)
 
         return self._transport.call(work, read_key(self.api_key_env))

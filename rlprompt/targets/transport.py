@@ -24,6 +24,7 @@ import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
 
 from rlprompt.errors import ConfigError
+from rlprompt.targets.streaming import OnCall
 from rlprompt.types import Json
 
 T = TypeVar("T")
@@ -196,6 +197,8 @@ class Session:
     def __init__(self, transport: Transport, key: str | None) -> None:
         self._transport = transport
         self._key = key
+        self.on_call: OnCall | None = None
+        """Told of every attempt just before it is sent, and of every one that failed."""
 
     def __repr__(self) -> str:
         """Shows nothing of the key."""
@@ -221,7 +224,7 @@ class Session:
             reraise=True,
         )
         try:
-            reply: Json = await retrying(self._attempt, path, content)
+            reply: Json = await retrying(self._attempt, path, content, position)
         except CallFailed as error:
             error.attempts = int(retrying.statistics.get("attempt_number", 1))
             raise
@@ -233,7 +236,18 @@ class Session:
             text = text.replace(self._key, "[redacted]")
         return text.replace(self._transport.base_url, "[base_url]")
 
-    async def _attempt(self, path: str, content: bytes) -> Json:
+    async def _attempt(self, path: str, content: bytes, position: int) -> Json:
+        try:
+            return await self._send(path, content, position)
+        except CallFailed:
+            self._tell(position, in_flight=False)
+            raise
+
+    def _tell(self, position: int, *, in_flight: bool) -> None:
+        if self.on_call is not None:
+            self.on_call(position, in_flight)
+
+    async def _send(self, path: str, content: bytes, position: int) -> Json:
         transport = self._transport
         headers = {"content-type": "application/json"}
         if self._key is not None:
@@ -241,6 +255,7 @@ class Session:
         async with transport.slots:
             while (delay := transport._pace.delay()) > 0:
                 await asyncio.sleep(delay)
+            self._tell(position, in_flight=True)
             try:
                 # httpx limits each read; only a deadline stops a server that sends a byte at a time.
                 async with (

@@ -6,7 +6,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pytest
 
 from rlprompt.errors import ConfigError
 from rlprompt.targets.cache import CachedTarget, CacheMode, ResponseCache, cache_key
+from rlprompt.targets.streaming import OnAnswer, OnCall
 from rlprompt.types import Failure, Json, Rendered, TargetOutput, TargetRequest
 
 REQUEST = TargetRequest(Rendered(text="It was"), choices=(" bad", " good"))
@@ -49,7 +50,7 @@ class StreamingCountingTarget(CountingTarget):
     """Breaks off after the first answer, as a killed process would."""
 
     def run_streaming(
-        self, requests: Sequence[TargetRequest], on_answer: Callable[[int, TargetOutput], None] | None
+        self, requests: Sequence[TargetRequest], on_answer: OnAnswer | None, on_call: OnCall | None = None
     ) -> list[TargetOutput]:
         (output,) = self.run(requests[:1])
         if on_answer is not None:
