@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlprompt.cli.console import quiet_stdout, say, say_table
+from rlprompt.cli.ray_exposure import listeners
 
 REQUIRED = {
     "torch": ((2, 6), "torch"),  # CVE-2025-32434: unsafe loading before 2.6
@@ -41,7 +42,7 @@ class Finding:
     """One line of the report."""
 
     state: str
-    """"ok", "missing" (required) or "absent" (can be done without)."""
+    """"ok", "missing" (required), "absent" (can be done without) or "exposed" (a danger)."""
     what: str
     found: str
     remedy: str = ""
@@ -51,7 +52,7 @@ def doctor() -> int:
     """Show versions, devices, models and data that are found here, and what to do about the rest."""
     with quiet_stdout():
         sections = [(title, list(findings())) for title, findings in _SECTIONS]
-    marks = {"ok": "ok", "missing": "MISSING", "absent": "-"}
+    marks = {"ok": "ok", "missing": "MISSING", "absent": "-", "exposed": "WARNING"}
     for title, findings in sections:
         say(title)
         say_table([[marks[finding.state], finding.what, finding.found] for finding in findings], indent="  ")
@@ -156,6 +157,16 @@ def _ray() -> Iterator[Finding]:
         yield Finding("missing", "ray.rllib", f"cannot be imported: {error}", "pip install 'ray[rllib]'")
     else:
         yield Finding("ok", "ray.rllib", f"ray {ray.__version__} can be imported")
+    found = listeners()
+    if found is None:
+        yield Finding("absent", "ray clusters", "this system does not tell")
+        return
+    running = list(found)
+    for listener in running:
+        state = "exposed" if listener.is_exposed else "ok"
+        yield Finding(state, f"ray {listener.part}", str(listener), listener.remedy if listener.is_exposed else "")
+    if not running:
+        yield Finding("ok", "ray clusters", "none runs on this machine")
 
 
 _SECTIONS: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (

@@ -56,14 +56,37 @@ def _connect(settings: RayConfig, cpus: float) -> None:
             ) from error
         return
     given = max(os.cpu_count() or 1, math.ceil(cpus))  # more runners than cores are slow, not wrong
-    ray.init(
-        include_dashboard=False,
-        _node_ip_address="127.0.0.1",
-        num_cpus=given,
-        object_store_memory=None if settings.num_env_runners else OBJECT_STORE_BYTES,
-        **quiet,
-    )
+    with _loopback_only():
+        ray.init(
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            num_cpus=given,
+            object_store_memory=None if settings.num_env_runners else OBJECT_STORE_BYTES,
+            **quiet,
+        )
     _started_with.append(given)
+
+
+@contextmanager
+def _loopback_only() -> Iterator[None]:
+    """Has Ray listen on 127.0.0.1 only.
+
+    On Linux it takes a loopback address for a mistake, replaces it by the machine's own, and listens on all interfaces;
+    unless it is told that there will be no cluster, as it assumes on Windows and macOS.
+    """
+    from ray._private import ray_constants
+
+    name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+    before, os.environ[name] = os.environ.get(name), "0"  # for the processes that Ray starts
+    is_cluster, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = is_cluster
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _knock(address: str) -> None:
