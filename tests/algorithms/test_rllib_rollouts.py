@@ -9,35 +9,17 @@ import numpy as np
 import pytest
 import ray
 import torch
+from rollout_runs import FakeRun, make_config, weights_after
 
 from rlprompt.algorithms.rllib import rollouts
 from rlprompt.algorithms.rllib.engine import Engine
 from rlprompt.algorithms.rllib.session import start_ray
 from rlprompt.cluster import RayConfig
-from rlprompt.config import RunConfig, parse_config
+from rlprompt.config import RunConfig
 from rlprompt.errors import ConfigError, RunError
-from rlprompt.policies import build_policy
 from rlprompt.runs import load_run, train
-from rlprompt.scoring import build_scorer
 
 pytestmark = pytest.mark.ray
-
-
-def make_config(**overrides: Any) -> RunConfig:
-    sections: dict[str, Any] = {
-        "seed": 3,
-        "task": {"name": "planted", "shots": 4, "dev_shots": 4},
-        "target": {"name": "planted:separable", "kwargs": {"length": 3, "vocabulary": 50}},
-        "policy": {"kind": "lm-adaptor", "model": "planted-50", "kwargs": {"hidden": 16, "top_k": None}},
-        "env": {"prompt_length": 3, "num_envs": 8, "action": "sequence"},
-        "reward": [{"name": "log-probability"}],
-        "stabilisers": [{"name": "leave-one-out"}],
-        "algorithm": {"name": "ppo", "lr": 1e-2, "iterations": 3, "epochs": 2},
-        "run": {"tensorboard": False, "checkpoint_every": 2},
-    }
-    for key, value in overrides.items():
-        sections[key] = {**sections[key], **value} if isinstance(sections.get(key), dict) else value
-    return parse_config(sections)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,15 +29,6 @@ def one_ray() -> Iterator[None]:
     start_ray(RayConfig(num_env_runners=4))
     yield
     ray.shutdown()
-
-
-class FakeRun:
-    """The part of a run that the engine reads."""
-
-    def __init__(self, config: RunConfig) -> None:
-        self.config = config
-        self.scorer = build_scorer(config)
-        self.policy = build_policy(config.policy, prompt_length=config.env.prompt_length, seed=config.seed)
 
 
 def found_by(config: RunConfig, folder: Path) -> tuple[Any, ...]:
@@ -114,13 +87,6 @@ def test_t5_the_number_of_env_runners_changes_nothing(
         several = found_by(make_config(**overrides, ray={"num_env_runners": count}), tmp_path / str(count))
         for one, other in zip(alone, several, strict=True):
             assert one == other
-
-
-def weights_after(engine: Engine, iterations: range) -> dict[str, torch.Tensor]:
-    for iteration in iterations:
-        engine.iterate(iteration)
-    head: dict[str, torch.Tensor] = engine.state()["head"]
-    return {name: value.clone() for name, value in head.items()}
 
 
 def runner_actors(engine: Engine) -> list[Any]:

@@ -58,6 +58,7 @@ def _connect(settings: RayConfig, cpus: float) -> None:
     given = max(os.cpu_count() or 1, math.ceil(cpus))  # more runners than cores are slow, not wrong
     with _loopback_only():
         ray.init(
+            address="local",  # without it Ray joins a cluster that somebody else has started on this machine
             include_dashboard=False,
             _node_ip_address="127.0.0.1",
             num_cpus=given,

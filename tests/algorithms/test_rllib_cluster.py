@@ -1,0 +1,45 @@
+"""A cluster of three nodes on one machine: joined by its address, one node lost, the same weights."""
+
+from collections.abc import Iterator
+
+import pytest
+import ray
+import torch
+from ray.cluster_utils import Cluster
+from rollout_runs import FakeRun, make_config, weights_after
+
+from rlprompt.algorithms.rllib.engine import Engine
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head without CPUs to give away, and two nodes with one each."""
+    ray.shutdown()
+    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(2):
+        started.add_node(num_cpus=1)
+    started.wait_for_nodes()
+    yield started
+    ray.shutdown()
+    started.shutdown()
+
+
+def test_t9_a_run_joins_a_cluster_and_survives_the_loss_of_a_node(cluster: Cluster) -> None:
+    runners = {"address": cluster.address, "num_env_runners": 2}
+    engine = Engine(FakeRun(make_config(ray=runners)))  # type: ignore[arg-type]
+    assert len(ray.nodes()) == 3
+    engine.iterate(0)
+    own = ray.get_runtime_context().get_node_id()  # they all have one address: the driver may be on any
+    lost = next(node for node in cluster.worker_nodes if node.node_id != own)
+    cluster.remove_node(lost, allow_graceful=False)
+    cluster.add_node(num_cpus=1)
+    found = weights_after(engine, range(1, 4))
+    assert engine.rollouts.restarts == 1  # type: ignore[attr-defined]
+    engine.close()
+    ray.shutdown()
+    calm = Engine(FakeRun(make_config()))  # type: ignore[arg-type]
+    expected = weights_after(calm, range(4))
+    calm.close()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)

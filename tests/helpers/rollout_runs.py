@@ -1,0 +1,45 @@
+"""A small run of PPO on RLlib, for the tests of env runners."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from rlprompt.algorithms.rllib.engine import Engine
+from rlprompt.config import RunConfig, parse_config
+from rlprompt.policies import build_policy
+from rlprompt.scoring import build_scorer
+
+
+def make_config(**overrides: Any) -> RunConfig:
+    sections: dict[str, Any] = {
+        "seed": 3,
+        "task": {"name": "planted", "shots": 4, "dev_shots": 4},
+        "target": {"name": "planted:separable", "kwargs": {"length": 3, "vocabulary": 50}},
+        "policy": {"kind": "lm-adaptor", "model": "planted-50", "kwargs": {"hidden": 16, "top_k": None}},
+        "env": {"prompt_length": 3, "num_envs": 8, "action": "sequence"},
+        "reward": [{"name": "log-probability"}],
+        "stabilisers": [{"name": "leave-one-out"}],
+        "algorithm": {"name": "ppo", "lr": 1e-2, "iterations": 3, "epochs": 2},
+        "run": {"tensorboard": False, "checkpoint_every": 2},
+    }
+    for key, value in overrides.items():
+        sections[key] = {**sections[key], **value} if isinstance(sections.get(key), dict) else value
+    return parse_config(sections)
+
+
+class FakeRun:
+    """The part of a run that the engine reads."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.scorer = build_scorer(config)
+        self.policy = build_policy(config.policy, prompt_length=config.env.prompt_length, seed=config.seed)
+
+
+def weights_after(engine: Engine, iterations: range) -> dict[str, torch.Tensor]:
+    for iteration in iterations:
+        engine.iterate(iteration)
+    head: dict[str, torch.Tensor] = engine.state()["head"]
+    return {name: value.clone() for name, value in head.items()}
