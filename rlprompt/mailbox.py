@@ -59,20 +59,24 @@ class Mailbox:
         new, self._new = self._new, []
         return new
 
+    async def ping(self) -> None:
+        """Returns when the mailbox is there."""
+
     async def answer(self, answers: dict[int, Any]) -> None:
         """Answers letters by their tickets; None says that the round is abandoned."""
         for ticket, value in answers.items():
-            self._waiting.pop(ticket).set_result(value)
+            if ticket in self._waiting:  # not of a mailbox that was lost, and came back empty
+                self._waiting.pop(ticket).set_result(value)
 
 
 def open_mailbox(name: str) -> Any:
-    """Starts a mailbox under a name on this machine; returns the actor's handle."""
+    """Starts a mailbox under a name on this machine; returns the actor's handle.
+
+    One that is lost all the same comes back, empty.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return (
-        ray.remote(Mailbox)
-        .options(name=name, num_cpus=0, max_concurrency=MOST_WAITING, scheduling_strategy=here)
-        .remote()
-    )
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"name": name, "num_cpus": 0, "max_concurrency": MOST_WAITING, "max_restarts": -1}
+    return ray.remote(Mailbox).options(scheduling_strategy=here, **options).remote()

@@ -114,10 +114,14 @@ class RemoteScorer(ScoringRules):
 
     def _ask(self, letter: Letter) -> Any:
         import ray
+        from ray.exceptions import RayActorError
 
         if self._mailbox is None:
             self._mailbox = ray.get_actor(self._mailbox_name)
-        answer = ray.get(self._mailbox.ask.remote(letter))
+        try:
+            answer = ray.get(self._mailbox.ask.remote(letter))
+        except RayActorError as error:
+            raise RoundAbandonedError("the mailbox was lost") from error
         if answer is None:
             raise RoundAbandonedError("the iteration was abandoned")
         return answer

@@ -36,7 +36,7 @@ def test_t9_a_run_joins_a_cluster_and_survives_the_loss_of_a_node(cluster: Clust
     cluster.remove_node(lost, allow_graceful=False)
     cluster.add_node(num_cpus=1)
     found = weights_after(engine, range(1, 4))
-    assert engine.rollouts.restarts == 1  # type: ignore[attr-defined]
+    assert engine.rollouts.restarts >= 1  # type: ignore[attr-defined]
     engine.close()
     ray.shutdown()
     calm = Engine(FakeRun(make_config()))  # type: ignore[arg-type]

@@ -117,20 +117,23 @@ def test_t9_an_env_runner_that_is_killed_comes_back_with_the_weights_of_now_and_
         return answers
 
     monkeypatch.setattr(rollouts, "answer_letters", answered_too_late)
-    found = weights_after(engine, range(2, 4))
-    assert engine.rollouts.restarts == 2  # type: ignore[attr-defined]
+    found = weights_after(engine, range(2, 3))
+    ray.kill(engine.rollouts._mailbox, no_restart=False)  # type: ignore[attr-defined]
+    found = weights_after(engine, range(3, 4))
+    assert engine.rollouts.restarts >= 3  # type: ignore[attr-defined]
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert sum(asked) == run.scorer.ledger.snapshot()["used"]["calls"] == calls
     engine.close()
 
 
-def test_runners_that_are_lost_too_often_end_the_run_with_one_sentence() -> None:
+def test_runners_that_are_lost_too_often_end_the_run_with_one_sentence(capfd: pytest.CaptureFixture[str]) -> None:
     engine = Engine(FakeRun(make_config(ray={"num_env_runners": 2, "max_num_env_runner_restarts": 0})))  # type: ignore[arg-type]
     engine.iterate(0)
     ray.kill(runner_actors(engine)[0], no_restart=False)
     with pytest.raises(RunError, match=r"env runners were lost 1 times .*max_num_env_runner_restarts is 0.*resume"):
         engine.iterate(1)
     engine.close()
+    assert "actor_manager" not in capfd.readouterr().err  # RLlib's own words about it
 
 
 def test_an_error_of_scoring_reaches_the_run_and_joint_rewards_follow_in_the_order_of_the_episodes(

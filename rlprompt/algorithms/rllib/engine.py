@@ -18,7 +18,7 @@ from rlprompt.algorithms.rllib.batches import PromptBatch, has_valid_episode
 from rlprompt.algorithms.rllib.learner import PromptLearner
 from rlprompt.algorithms.rllib.module import PromptModule
 from rlprompt.algorithms.rllib.rollouts import LocalRollouts, RemoteRollouts, Rollouts
-from rlprompt.algorithms.rllib.session import start_ray, without_native_messages
+from rlprompt.algorithms.rllib.session import silence, start_ray, without_native_messages
 from rlprompt.config import RunConfig
 from rlprompt.envs.configured import configured_env
 from rlprompt.errors import ConfigError
@@ -209,6 +209,7 @@ class Engine:
             spec = remote_spec(run.scorer, remote.mailbox_name)
         with without_native_messages() if remote is not None else nullcontext():
             self.algorithm: PromptAlgorithm = self.rllib_config(spec).build_algo()
+        silence()
         if remote is not None:
             remote.attach(self.algorithm)
         self.algorithm.rollouts = self.rollouts = LocalRollouts(self.algorithm) if remote is None else remote

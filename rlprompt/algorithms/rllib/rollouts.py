@@ -13,19 +13,20 @@ import time
 import traceback
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import ray
+from ray.exceptions import GetTimeoutError, RayActorError
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.execution.rollout_ops import synchronous_parallel_sample
 
 from rlprompt.algorithms.rllib.module import PromptModule
 from rlprompt.errors import RLPromptError, RunError
 from rlprompt.mailbox import Letter, open_mailbox
-from rlprompt.scoring.desk import RemoteScorer, answer_letters
+from rlprompt.scoring.desk import RemoteScorer, RoundAbandonedError, answer_letters
 from rlprompt.scoring.parts import join_scores
 from rlprompt.types import FloatArray, Scores
 
@@ -36,8 +37,9 @@ POLL_S = 0.01
 """Seconds between two looks at who has finished."""
 DRAIN_S = 60.0
 """Seconds that runners of an abandoned iteration get to stop."""
-RESTART_S = 120.0
-"""Seconds that a lost runner gets to come back."""
+RESTART_S = 600.0
+"""Seconds that a lost runner gets to come back: a cluster may have to notice a dead node, and to start another one."""
+PROBE_S = 5.0
 LONGEST_BACKOFF_S = 30.0
 
 
@@ -276,14 +278,16 @@ class RemoteRollouts:
                         raise part
                     finished.append(part)
                 if group.num_healthy_remote_env_runners() < count:
-                    self._abandon(letters)
-                    return None
+                    raise RoundAbandonedError("an env runner was lost")
                 self._collect(letters)
                 if letters and len(letters) == count - len(finished):
                     answers = answer_letters(self._scorer, letters)
-                    ray.get(self._mailbox.answer.remote(answers))
+                    self._answer(answers)
                     for ticket in answers:
                         del letters[ticket]
+        except RoundAbandonedError:
+            self._abandon(letters)
+            return None
         except BaseException:
             self._abandon(letters)
             raise
@@ -298,36 +302,47 @@ class RemoteRollouts:
             parts.append(part)
         return parts
 
+    def _answer(self, answers: Mapping[int, Any]) -> None:
+        """Sends answers; raises RoundAbandonedError where the mailbox was lost, and all letters with it."""
+        try:
+            ray.get(self._mailbox.answer.remote(dict(answers)))
+        except RayActorError as error:
+            raise RoundAbandonedError("the mailbox was lost") from error
+
     def _collect(self, letters: dict[int, Letter]) -> None:
-        """Adds letters that arrived; those of an abandoned attempt are sent back."""
+        """Adds letters that arrived; those of an abandoned attempt are sent back. Raises as `_answer`."""
         if self._arriving is None:
             self._arriving = self._mailbox.letters.remote()
         if not ray.wait([self._arriving], timeout=POLL_S)[0]:
             return
-        arrived: dict[int, Letter] = dict(ray.get(self._arriving))
-        self._arriving = self._mailbox.letters.remote()
+        arriving, self._arriving = self._arriving, None
+        try:
+            arrived: dict[int, Letter] = dict(ray.get(arriving))
+        except RayActorError as error:
+            raise RoundAbandonedError("the mailbox was lost") from error
         late = [ticket for ticket, letter in arrived.items() if letter.attempt != self._attempts]
         if late:
-            ray.get(self._mailbox.answer.remote(dict.fromkeys(late)))
+            self._answer(dict.fromkeys(late))
         letters |= {ticket: letter for ticket, letter in arrived.items() if ticket not in late}
 
     def _abandon(self, letters: Mapping[int, Letter]) -> None:
         """Sends all letters back, those that still come too, until nobody plays any more."""
         group, end = self._algorithm.env_runner_group, time.monotonic() + DRAIN_S
         self._attempts += 1
-        if letters:
-            ray.get(self._mailbox.answer.remote(dict.fromkeys(letters)))
+        with suppress(RoundAbandonedError):  # without a mailbox nobody waits at it
+            self._answer(dict.fromkeys(letters))
         while group.num_in_flight_async_reqs(TAG):
             if time.monotonic() > end:
                 raise RunError(f"an env runner has not stopped for {DRAIN_S:.0f} s; resume the run")
             self._returned()
-            self._collect({})
+            with suppress(RoundAbandonedError):
+                self._collect({})
 
     def _restore(self, attempt: int) -> None:
         """Waits, longer each time, until lost runners have come back."""
         group = self._algorithm.env_runner_group
         lost = group.num_remote_env_runners() - group.num_healthy_remote_env_runners()
-        self.restarts += lost
+        self.restarts += max(lost, 1)  # or it was the mailbox
         if self.restarts > self._max_restarts:
             raise RunError(
                 f"env runners were lost {self.restarts} times (ray.max_num_env_runner_restarts is "
@@ -336,13 +351,24 @@ class RemoteRollouts:
         logger.warning("%d env runners were lost; iteration %d is played again", lost, self._iteration + 1)
         time.sleep(min(0.5 * 2.0 ** (attempt - 1), LONGEST_BACKOFF_S))
         end = time.monotonic() + RESTART_S
-        while group.num_healthy_remote_env_runners() < group.num_remote_env_runners():
+        while not self._is_complete():
             if time.monotonic() > end:
                 raise RunError(
                     f"{lost} env runners did not come back within {RESTART_S:.0f} s; see whether the cluster still has "
                     "the CPUs and GPUs that ray.num_env_runners needs, then resume"
                 )
-            group.probe_unhealthy_env_runners(timeout_seconds=5.0)
+
+    def _is_complete(self) -> bool:
+        """Whether all runners and the mailbox are there; waits for those that are not, some seconds."""
+        group = self._algorithm.env_runner_group
+        if group.num_healthy_remote_env_runners() < group.num_remote_env_runners():
+            group.probe_unhealthy_env_runners(timeout_seconds=PROBE_S)
+        try:
+            ray.get(self._mailbox.ping.remote(), timeout=PROBE_S)
+        except (RayActorError, GetTimeoutError):
+            time.sleep(POLL_S)
+            return False
+        return bool(group.num_healthy_remote_env_runners() == group.num_remote_env_runners())
 
     def close(self) -> None:
         """Frees runners and mailbox, whatever they do."""

@@ -32,8 +32,7 @@ def start_ray(settings: RayConfig) -> None:
     Raises:
         ConfigError: there is no cluster at the address, or the connected one has too few CPUs or GPUs.
     """
-    for name in ("ray", "ray.rllib", "ray.tune"):  # what fails is raised, and reported once, by us
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    silence()
     cpus = settings.num_env_runners * settings.num_cpus_per_env_runner
     if ray.is_initialized() and _started_with and cpus > _started_with[0]:
         ray.shutdown()
@@ -41,6 +40,12 @@ def start_ray(settings: RayConfig) -> None:
         _started_with.clear()
         _connect(settings, cpus)
     _check_resources(settings, cpus)
+
+
+def silence() -> None:
+    """Keeps Ray and RLlib from logging: what fails is raised, and reported once, by us. RLlib's algorithms undo it."""
+    for name in ("ray", "ray.rllib", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _connect(settings: RayConfig, cpus: float) -> None:
