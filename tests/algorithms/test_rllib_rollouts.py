@@ -17,6 +17,7 @@ from rlprompt.algorithms.rllib.session import start_ray
 from rlprompt.cluster import RayConfig
 from rlprompt.config import RunConfig
 from rlprompt.errors import ConfigError, RunError
+from rlprompt.mailbox import STABILISE
 from rlprompt.runs import load_run, train
 
 pytestmark = pytest.mark.ray
@@ -96,10 +97,11 @@ def runner_actors(engine: Engine) -> list[Any]:
 def test_t9_an_env_runner_that_is_killed_comes_back_with_the_weights_of_now_and_nothing_is_asked_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    calm = Engine(FakeRun(make_config()))  # type: ignore[arg-type]
+    statistics = [{"name": "running-normalisation"}]  # a lost attempt must not move them
+    calm = Engine(FakeRun(make_config(stabilisers=statistics)))  # type: ignore[arg-type]
     expected, calls = weights_after(calm, range(4)), calm.run.scorer.ledger.snapshot()["used"]["calls"]
     calm.close()
-    run = FakeRun(make_config(ray={"num_env_runners": 2}))
+    run = FakeRun(make_config(stabilisers=statistics, ray={"num_env_runners": 2}))
     engine = Engine(run)  # type: ignore[arg-type]
     asked: list[int] = []
     ask = run.scorer.target.run
@@ -110,10 +112,11 @@ def test_t9_an_env_runner_that_is_killed_comes_back_with_the_weights_of_now_and_
     answer = rollouts.answer_letters
 
     def answered_too_late(scorer: Any, letters: Any) -> Any:
-        """In the middle of an iteration: a runner dies while its prompts are scored."""
-        monkeypatch.setattr(rollouts, "answer_letters", answer)
+        """In the middle of an iteration: a runner dies while the rewards of its prompts are stabilised."""
         answers = answer(scorer, letters)
-        ray.kill(runner_actors(engine)[0], no_restart=False)
+        if all(letter.kind == STABILISE for letter in letters.values()):
+            monkeypatch.setattr(rollouts, "answer_letters", answer)
+            ray.kill(runner_actors(engine)[0], no_restart=False)
         return answers
 
     monkeypatch.setattr(rollouts, "answer_letters", answered_too_late)

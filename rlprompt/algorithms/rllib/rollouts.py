@@ -249,10 +249,14 @@ class RemoteRollouts:
             BudgetExceededError: and other errors of scoring, when all runners have stopped.
             RunError: runners were lost too often, or did not come back.
         """
+        stabilisers = self._scorer.stabilisers
+        before = [stabiliser.state_dict() for stabiliser in stabilisers]
         lost, played = 0, self._attempt()
         while played is None:
             lost += 1
             self._restore(lost)
+            for stabiliser, state in zip(stabilisers, before, strict=True):
+                stabiliser.load_state_dict(state)  # the lost attempt may have moved its statistics
             played = self._attempt()
         played.sort(key=lambda part: part.first_episode)
         scores = [part.scores for part in played if part.scores is not None]
