@@ -7,6 +7,7 @@ redirect is followed, so that the key only ever reaches the configured server.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import math
 import os
@@ -30,6 +31,8 @@ from rlprompt.types import Json
 T = TypeVar("T")
 
 _RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
+_CONNECTIONS = 8
+"""Of each connection pool, on average."""
 _MAX_REPLY_BYTES = 32 * 2**20
 _SHORTEST_SECRET = 8
 """Shorter keys ("none", "EMPTY") are no secrets, and replacing them would garble messages."""
@@ -170,10 +173,12 @@ class Transport:
                 loop = asyncio.new_event_loop()
                 self._loop, self._process = loop, os.getpid()
                 self.slots = asyncio.Semaphore(self.limits.concurrency)
-                self.client = self._new_client()
+                # A pool looks at all of its connections for every call: many small ones take the time of one.
+                count = math.ceil(self.limits.concurrency / _CONNECTIONS)
+                self.clients = itertools.cycle(clients := [self._new_client() for _ in range(count)])
                 self._thread = threading.Thread(target=_serve, args=(loop,), name="rlprompt-http", daemon=True)
                 self._thread.start()
-                self._stop = weakref.finalize(self, _stop, loop, self.client, os.getpid())
+                self._stop = weakref.finalize(self, _stop, loop, clients, os.getpid())
             return self._loop
 
     def _new_client(self) -> httpx.AsyncClient:
@@ -260,7 +265,7 @@ class Session:
                 # httpx limits each read; only a deadline stops a server that sends a byte at a time.
                 async with (
                     asyncio.timeout(transport.limits.timeout_s),
-                    transport.client.stream(
+                    next(transport.clients).stream(
                         "POST", f"{transport.base_url}/{path}", content=content, headers=headers
                     ) as response,
                 ):
@@ -340,11 +345,12 @@ def read_key(variable: str) -> str | None:
     return key
 
 
-def _stop(loop: asyncio.AbstractEventLoop, client: httpx.AsyncClient, process: int) -> None:
+def _stop(loop: asyncio.AbstractEventLoop, clients: list[httpx.AsyncClient], process: int) -> None:
     """Ends a transport's thread without waiting; does nothing in a process that inherited it by a fork."""
 
     async def shut() -> None:
-        await client.aclose()
+        for client in clients:
+            await client.aclose()
         loop.stop()
 
     if process == os.getpid() and not loop.is_closed():
