@@ -33,6 +33,11 @@ class Letter:
     """None: prompts x examples; else pairs with so many samples."""
     contexts: tuple[str, ...] = ()
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The prompts that it is about."""
+        return self.prompts if self.scores is None else self.scores.prompts
+
 
 class Mailbox:
     """Where letters wait for their answer; a Ray actor, so that workers on any machine reach it."""

@@ -161,11 +161,10 @@ def _ray() -> Iterator[Finding]:
     if found is None:
         yield Finding("absent", "ray clusters", "this system does not tell")
         return
-    running = list(found)
-    for listener in running:
+    for listener in found:
         state = "exposed" if listener.is_exposed else "ok"
         yield Finding(state, f"ray {listener.part}", str(listener), listener.remedy if listener.is_exposed else "")
-    if not running:
+    if not found:
         yield Finding("ok", "ray clusters", "none runs on this machine")
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +56,7 @@ class Listener:
         return f"{self.address}, {'this machine only' if self.is_local else f'reachable by others, {asked}'}"
 
 
-def listeners(processes: Path = PROCESSES) -> Iterator[Listener] | None:
+def listeners(processes: Path = PROCESSES) -> list[Listener] | None:
     """Returns the parts of Ray that listen on this machine; None where the system does not tell.
 
     Args:
@@ -65,23 +64,20 @@ def listeners(processes: Path = PROCESSES) -> Iterator[Listener] | None:
     """
     if not processes.is_dir():
         return None
-    return _found(processes)
+    folders = sorted(folder for folder in processes.iterdir() if folder.name.isdigit())
+    return [found for folder in folders if (found := _listener(folder)) is not None]
 
 
-def _found(processes: Path) -> Iterator[Listener]:
-    for folder in sorted(processes.iterdir()):
-        if not folder.name.isdigit():
-            continue
-        command = _words(folder / "cmdline")
-        options = dict(word[2:].split("=", 1) for word in command if word.startswith("--") and "=" in word)
-        part = _part(command)
-        if part is None:
-            continue
-        host = options.get("node-ip-address" if part == "head" else "host", "")
-        port = options.get("gcs_server_port" if part == "head" else "port", "")
-        if host:
-            environment = dict(word.split("=", 1) for word in _words(folder / "environ") if "=" in word)
-            yield Listener(part, f"{host}:{port}", environment.get("RAY_AUTH_MODE", ""))
+def _listener(folder: Path) -> Listener | None:
+    command = _words(folder / "cmdline")
+    part = _part(command)
+    options = dict(word[2:].split("=", 1) for word in command if word.startswith("--") and "=" in word)
+    names = ("node-ip-address", "gcs_server_port") if part == "head" else ("host", "port")
+    host, port = (options.get(name, "") for name in names)
+    if part is None or not host:
+        return None
+    environment = dict(word.split("=", 1) for word in _words(folder / "environ") if "=" in word)
+    return Listener(part, f"{host}:{port}", environment.get("RAY_AUTH_MODE", ""))
 
 
 def _part(command: list[str]) -> str | None:

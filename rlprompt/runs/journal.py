@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -186,10 +186,10 @@ class Journals:
         self._scorer = scorer
         scorer.log, scorer.rewards.account.log = self._answers, self._verdicts
 
-    def load(self, later: Callable[[], Iterable[AnswerRecord]]) -> None:
+    def load(self, later: Iterable[AnswerRecord]) -> None:
         """Reads what earlier sessions left, and adds answers that are about to be deleted with their parts."""
         self._answers.load()
-        self._answers.append(later())
+        self._answers.append(later)
         self._verdicts.load()
 
     def restore(self, recorded: Iterable[_Pair]) -> None:

@@ -144,7 +144,7 @@ class Run:
             )
         self.completed = iteration + 1
         # Before they are deleted with their parts: what was paid for is not asked again.
-        self._journals.load(lambda: map(as_record, later_answers(self.files, self.completed)))
+        self._journals.load(map(as_record, later_answers(self.files, self.completed)))
         rewind(self.files, self.completed, 0 if state is None else state["num_events"])
         self._events = EventLog(self.files.events)
         records, answers = read_tables(self.files, state)

@@ -7,7 +7,7 @@ batched call, in the order of their shares of the iteration: the same call that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from rlprompt.errors import RLPromptError
 from rlprompt.mailbox import SCORE, STABILISE, Letter
 from rlprompt.scoring.parts import join_scores, split_scores
 from rlprompt.scoring.rules import ScoringRules
+from rlprompt.scoring.scorer import Scorer
 from rlprompt.tasks import task_from_config
 from rlprompt.types import Example, FloatArray, Json, Scores
 
@@ -26,7 +27,7 @@ class RoundAbandonedError(RLPromptError):
     """The iteration that a worker played is over: another worker was lost, or the run ends."""
 
 
-def remote_spec(scorer: Any, mailbox: str) -> Json:
+def remote_spec(scorer: Scorer, mailbox: str) -> Json:
     """Returns the spec that workers build their `RemoteScorer` from.
 
     Args:
@@ -127,7 +128,7 @@ class RemoteScorer(ScoringRules):
         return answer
 
 
-def answer_letters(scorer: ScoringRules, letters: dict[int, Letter]) -> dict[int, Any]:
+def answer_letters(scorer: ScoringRules, letters: Mapping[int, Letter]) -> dict[int, Any]:
     """Answers what all workers of an iteration wait for; those that are only done with scoring wait for the others.
 
     Letters that ask for the same kind of scoring become one call. Rewards are stabilised once no worker has prompts to

@@ -173,27 +173,31 @@ class Transport:
                 loop = asyncio.new_event_loop()
                 self._loop, self._process = loop, os.getpid()
                 self.slots = asyncio.Semaphore(self.limits.concurrency)
-                # A pool looks at all of its connections for every call: many small ones take the time of one.
-                count = math.ceil(self.limits.concurrency / _CONNECTIONS)
-                self.clients = itertools.cycle(clients := [self._new_client() for _ in range(count)])
+                clients = self._new_clients()
+                self.clients = itertools.cycle(clients)
                 self._thread = threading.Thread(target=_serve, args=(loop,), name="rlprompt-http", daemon=True)
                 self._thread.start()
                 self._stop = weakref.finalize(self, _stop, loop, clients, os.getpid())
             return self._loop
 
-    def _new_client(self) -> httpx.AsyncClient:
+    def _new_clients(self) -> list[httpx.AsyncClient]:
+        """Returns clients that take turns: for every call, a pool looks at all of its connections."""
         url = httpx.URL(self.base_url)
         # A server on this machine is never behind a proxy; others may be, as the environment says.
         local = url.host in ("127.0.0.1", "localhost", "::1")
         # Plain HTTP to this machine needs no certificates; reading the system's takes longer than the call.
         plain = local and url.scheme == "http"
-        return httpx.AsyncClient(
-            verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if plain else True,
-            timeout=self.limits.timeout_s,
-            limits=httpx.Limits(max_connections=self.limits.concurrency),
-            follow_redirects=False,
-            trust_env=not local,
-        )
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if plain else httpx.create_ssl_context(trust_env=not local)
+        return [
+            httpx.AsyncClient(
+                verify=context,
+                timeout=self.limits.timeout_s,
+                limits=httpx.Limits(max_connections=self.limits.concurrency),
+                follow_redirects=False,
+                trust_env=not local,
+            )
+            for _ in range(math.ceil(self.limits.concurrency / _CONNECTIONS))
+        ]
 
 
 class Session:

@@ -6,7 +6,7 @@ import pytest
 import ray
 import torch
 from ray.cluster_utils import Cluster
-from rollout_runs import FakeRun, make_config, weights_after
+from rllib_runs import TOKENS, FakeRun, merged, weights_after
 
 from rlprompt.algorithms.rllib.engine import Engine
 
@@ -28,7 +28,7 @@ def cluster() -> Iterator[Cluster]:
 
 def test_t9_a_run_joins_a_cluster_and_survives_the_loss_of_a_node(cluster: Cluster) -> None:
     runners = {"address": cluster.address, "num_env_runners": 2}
-    engine = Engine(FakeRun(make_config(ray=runners)))  # type: ignore[arg-type]
+    engine = Engine(FakeRun(merged(TOKENS, {"ray": runners})))  # type: ignore[arg-type]
     assert len(ray.nodes()) == 3
     engine.iterate(0)
     own = ray.get_runtime_context().get_node_id()  # they all have one address: the driver may be on any
@@ -39,7 +39,7 @@ def test_t9_a_run_joins_a_cluster_and_survives_the_loss_of_a_node(cluster: Clust
     assert engine.rollouts.restarts >= 1  # type: ignore[attr-defined]
     engine.close()
     ray.shutdown()
-    calm = Engine(FakeRun(make_config()))  # type: ignore[arg-type]
+    calm = Engine(FakeRun(merged(TOKENS, {})))  # type: ignore[arg-type]
     expected = weights_after(calm, range(4))
     calm.close()
     assert all(torch.equal(found[name], expected[name]) for name in expected)

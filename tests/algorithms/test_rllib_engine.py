@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
+from rllib_runs import TOKENS, FakeRun, merged
 
 from rlprompt.algorithms.rllib.batches import episode_columns, masked_logits, token_logp, valid_episodes
 from rlprompt.algorithms.rllib.engine import Engine, check_settings
@@ -17,34 +18,12 @@ from rlprompt.config import RunConfig, parse_config
 from rlprompt.errors import ConfigError
 from rlprompt.policies import build_policy
 from rlprompt.runs import train
-from rlprompt.scoring import build_scorer
 
 pytestmark = pytest.mark.ray
 
 
 def make_config(**overrides: Any) -> RunConfig:
-    sections: dict[str, Any] = {
-        "seed": 3,
-        "task": {"name": "planted", "shots": 4, "dev_shots": 4},
-        "target": {"name": "planted:separable", "kwargs": {"length": 3, "vocabulary": 50}},
-        "policy": {"kind": "lm-adaptor", "model": "planted-50", "kwargs": {"hidden": 16, "top_k": None}},
-        "env": {"prompt_length": 3, "num_envs": 8},
-        "stabilisers": [{"name": "leave-one-out", "kwargs": {"scale": "std"}}],
-        "algorithm": {"name": "ppo", "lr": 1e-2, "iterations": 4, "epochs": 2},
-        "run": {"tensorboard": False, "checkpoint_every": 2},
-    }
-    for key, value in overrides.items():
-        sections[key] = {**sections[key], **value} if isinstance(sections.get(key), dict) else value
-    return parse_config(sections)
-
-
-class FakeRun:
-    """The part of a run that the engine reads."""
-
-    def __init__(self, config: RunConfig) -> None:
-        self.config = config
-        self.scorer = build_scorer(config)
-        self.policy = build_policy(config.policy, prompt_length=config.env.prompt_length, seed=config.seed)
+    return merged(TOKENS, overrides)
 
 
 def head_after(config: RunConfig, iterations: int) -> dict[str, torch.Tensor]:

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from ray.rllib.env.multi_agent_episode import MultiAgentEpisode
+from rllib_runs import merged
 
 from rlprompt.algorithms.losses import ppo_policy_loss
 from rlprompt.algorithms.rllib.batches import ADVANTAGES, OLD_LOGP, RETURNS, TOKENS, token_logp
 from rlprompt.algorithms.rllib.game_batches import GameBatch
 from rlprompt.algorithms.rllib.game_engine import GameEngine
 from rlprompt.algorithms.rllib.rollouts import env_of
-from rlprompt.config import RunConfig, parse_config
+from rlprompt.config import RunConfig
 from rlprompt.errors import CheckpointError, ConfigError
 from rlprompt.policies import configured_team, load_team
 from rlprompt.policies.roles import RolePolicy
@@ -39,9 +40,7 @@ def make_config(**overrides: Any) -> RunConfig:
         "algorithm": {"name": "ppo", "lr": 1e-2, "iterations": 4, "epochs": 2, "baseline": "critic"},
         "run": {"tensorboard": False, "checkpoint_every": 2},
     }
-    for key, value in overrides.items():
-        sections[key] = {**sections[key], **value} if isinstance(sections.get(key), dict) else value
-    return parse_config(sections)
+    return merged(sections, overrides)
 
 
 class FakeRun:

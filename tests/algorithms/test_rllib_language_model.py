@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
+from rllib_runs import FakeRun, merged
 
 from rlprompt.algorithms.rllib import batches, chunks
 from rlprompt.algorithms.rllib.engine import Engine
 from rlprompt.algorithms.rllib.rollouts import env_of, modules_of
-from rlprompt.config import RunConfig, parse_config
+from rlprompt.config import RunConfig
 from rlprompt.errors import ConfigError
 from rlprompt.policies import build_policy, load_policy
 from rlprompt.runs import train
-from rlprompt.scoring import build_scorer
 
 pytestmark = pytest.mark.ray
 
@@ -34,18 +34,7 @@ def make_config(algorithm: dict[str, Any] | None = None, **overrides: Any) -> Ru
         "algorithm": {**PPO, **(algorithm or {})},
         "run": {"tensorboard": False, "checkpoint_every": 2},
     }
-    for key, value in overrides.items():
-        sections[key] = {**sections[key], **value} if isinstance(sections.get(key), dict) else value
-    return parse_config(sections)
-
-
-class FakeRun:
-    """The part of a run that the engine reads."""
-
-    def __init__(self, config: RunConfig) -> None:
-        self.config = config
-        self.scorer = build_scorer(config)
-        self.policy = build_policy(config.policy, prompt_length=config.env.prompt_length, seed=config.seed)
+    return merged(sections, overrides)
 
 
 def play(config: RunConfig, iterations: int = 2) -> tuple[dict[str, Any], list[dict[str, float]]]:

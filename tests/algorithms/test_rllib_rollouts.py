@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from rollout_runs import FakeRun, make_config, weights_after
+from rllib_runs import TOKENS, FakeRun, merged, weights_after
 
 from rlprompt.algorithms.rllib import rollouts
 from rlprompt.algorithms.rllib.engine import Engine
@@ -21,6 +21,12 @@ from rlprompt.mailbox import STABILISE
 from rlprompt.runs import load_run, train
 
 pytestmark = pytest.mark.ray
+
+
+def make_config(**overrides: Any) -> RunConfig:
+    whole = {"reward": [{"name": "log-probability"}], "stabilisers": [{"name": "leave-one-out"}]}
+    env = {**TOKENS["env"], "action": "sequence"}
+    return merged({**TOKENS, **whole, "env": env, "algorithm": {**TOKENS["algorithm"], "iterations": 3}}, overrides)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,7 +63,8 @@ GAME = {"kind": "multi", "prompt_length": 5, "agents": [{"name": "a", "length": 
 REWRITES = {
     "kind": "rewrite",
     "level": "instance",
-    "meta_prompt": "w01 {input}",
+    "meta_prompt": "w01 {input} {feedback}",
+    "turns": 2,  # runners may need different numbers of them
     "chat": False,
     "rewrites_per_input": 8,  # the two runners share an input
 }

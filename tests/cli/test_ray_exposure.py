@@ -47,9 +47,7 @@ def test_all_listening_parts_are_found_and_other_processes_are_not(tmp_path: Pat
     process(tmp_path, 10, ["vi", "gcs_server.txt", "--node-ip-address=10.0.0.3"])
     process(tmp_path, 11, [])
     (tmp_path / "meminfo").write_text("")
-    found = listeners(tmp_path)
-    assert found is not None
-    assert list(found) == [
+    assert listeners(tmp_path) == [
         Listener("head", "10.0.0.3:6379", "token"),
         Listener("dashboard", "0.0.0.0:8265", ""),
         Listener("client server", "127.0.0.1:10001", ""),

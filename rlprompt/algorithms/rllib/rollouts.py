@@ -26,6 +26,7 @@ from ray.rllib.execution.rollout_ops import synchronous_parallel_sample
 from rlprompt.algorithms.rllib.module import PromptModule
 from rlprompt.errors import RLPromptError, RunError
 from rlprompt.mailbox import Letter, open_mailbox
+from rlprompt.scoring import Scorer
 from rlprompt.scoring.desk import RemoteScorer, RoundAbandonedError, answer_letters
 from rlprompt.scoring.parts import join_scores
 from rlprompt.types import FloatArray, Scores
@@ -62,7 +63,7 @@ class Rollouts(Protocol):
         """Time that the sampling policies have taken so far; of several runners, of the slowest in each iteration."""
 
     def close(self) -> None:
-        """Frees the runners."""
+        """Frees what it has beside the algorithm's runners."""
 
 
 def env_of(runner: Any) -> Any:
@@ -209,7 +210,7 @@ class RemoteRollouts:
         max_restarts: how often lost runners may be started again.
     """
 
-    def __init__(self, scorer: Any, *, share: int, max_restarts: int) -> None:
+    def __init__(self, scorer: Scorer, *, share: int, max_restarts: int) -> None:
         self.scores: Scores | None = None
         self.training_rewards: FloatArray | None = None
         self.seconds = 0.0
@@ -224,6 +225,9 @@ class RemoteRollouts:
         self._iteration = 0
         self._weights: Any = None
         self._attempts = 0
+        self._turns: list[tuple[dict[int, Any], dict[int, Any]]] = []
+        """Of the iteration, what was asked together and what was said, by share."""
+        self._turn = 0
         self._arriving: Any = None
 
     def attach(self, algorithm: Any) -> None:
@@ -240,7 +244,7 @@ class RemoteRollouts:
                 "policy": module.policy.trainable_state(),
                 "masking": None if masking is None else masking.policy.trainable_state(),
             }
-        self._iteration, self._weights = iteration, ray.put(weights)
+        self._iteration, self._weights, self._turns = iteration, ray.put(weights), []
 
     def play(self) -> list[Any]:
         """Returns the iteration's episodes; plays it again where a runner was lost.
@@ -249,14 +253,10 @@ class RemoteRollouts:
             BudgetExceededError: and other errors of scoring, when all runners have stopped.
             RunError: runners were lost too often, or did not come back.
         """
-        stabilisers = self._scorer.stabilisers
-        before = [stabiliser.state_dict() for stabiliser in stabilisers]
         lost, played = 0, self._attempt()
         while played is None:
             lost += 1
             self._restore(lost)
-            for stabiliser, state in zip(stabilisers, before, strict=True):
-                stabiliser.load_state_dict(state)  # the lost attempt may have moved its statistics
             played = self._attempt()
         played.sort(key=lambda part: part.first_episode)
         scores = [part.scores for part in played if part.scores is not None]
@@ -271,6 +271,7 @@ class RemoteRollouts:
         group = self._algorithm.env_runner_group
         count = group.num_remote_env_runners()
         self._attempts += 1
+        self._turn = 0
         order = {"iteration": self._iteration, "attempt": self._attempts, "share": self._share}
         group.foreach_env_runner_async(play_share, tag=TAG, kwargs={**order, "weights": self._weights})
         finished: list[Played] = []
@@ -285,17 +286,33 @@ class RemoteRollouts:
                     raise RoundAbandonedError("an env runner was lost")
                 self._collect(letters)
                 if letters and len(letters) == count - len(finished):
-                    answers = answer_letters(self._scorer, letters)
+                    answers = self._said(letters)
                     self._answer(answers)
                     for ticket in answers:
                         del letters[ticket]
         except RoundAbandonedError:
             self._abandon(letters)
             return None
-        except BaseException:
-            self._abandon(letters)
+        except BaseException:  # whatever ends the run, a second Ctrl-C too: runners must not wait for ever
+            with suppress(RunError):
+                self._abandon(letters)
             raise
         return finished
+
+    def _said(self, letters: Mapping[int, Letter]) -> dict[int, Any]:
+        """Returns the answers by ticket; what a lost attempt was told is told again.
+
+        So rewards and stabilisers that keep a state see an iteration once, however often it is played.
+        """
+        asked = {letter.share: (letter.kind, letter.texts) for letter in letters.values()}
+        if self._turn < len(self._turns) and self._turns[self._turn][0] != asked:
+            del self._turns[self._turn :]  # a runner on another kind of machine may have written something else
+        if self._turn == len(self._turns):
+            answers = answer_letters(self._scorer, letters)
+            self._turns.append((asked, {letters[ticket].share: answer for ticket, answer in answers.items()}))
+        said = self._turns[self._turn][1]
+        self._turn += 1
+        return {ticket: said[letter.share] for ticket, letter in letters.items() if letter.share in said}
 
     def _returned(self) -> list[Played | Exception]:
         """What runners brought back since the last look; of mistakes in the program, an exception to raise."""
@@ -375,7 +392,7 @@ class RemoteRollouts:
         return bool(group.num_healthy_remote_env_runners() == group.num_remote_env_runners())
 
     def close(self) -> None:
-        """Frees runners and mailbox, whatever they do."""
+        """Frees the mailbox; the runners are the algorithm's."""
         ray.kill(self._mailbox)
 
 

@@ -1,4 +1,4 @@
-"""A small run of PPO on RLlib, for the tests of env runners."""
+"""What the tests of the RLlib engine share: configurations of small runs, and what the engine reads of a run."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from rlprompt.config import RunConfig, parse_config
 from rlprompt.policies import build_policy
 from rlprompt.scoring import build_scorer
 
+TOKENS: dict[str, Any] = {
+    "seed": 3,
+    "task": {"name": "planted", "shots": 4, "dev_shots": 4},
+    "target": {"name": "planted:separable", "kwargs": {"length": 3, "vocabulary": 50}},
+    "policy": {"kind": "lm-adaptor", "model": "planted-50", "kwargs": {"hidden": 16, "top_k": None}},
+    "env": {"prompt_length": 3, "num_envs": 8},
+    "stabilisers": [{"name": "leave-one-out", "kwargs": {"scale": "std"}}],
+    "algorithm": {"name": "ppo", "lr": 1e-2, "iterations": 4, "epochs": 2},
+    "run": {"tensorboard": False, "checkpoint_every": 2},
+}
+"""PPO of an adaptor that writes three tokens."""
 
-def make_config(**overrides: Any) -> RunConfig:
-    sections: dict[str, Any] = {
-        "seed": 3,
-        "task": {"name": "planted", "shots": 4, "dev_shots": 4},
-        "target": {"name": "planted:separable", "kwargs": {"length": 3, "vocabulary": 50}},
-        "policy": {"kind": "lm-adaptor", "model": "planted-50", "kwargs": {"hidden": 16, "top_k": None}},
-        "env": {"prompt_length": 3, "num_envs": 8, "action": "sequence"},
-        "reward": [{"name": "log-probability"}],
-        "stabilisers": [{"name": "leave-one-out"}],
-        "algorithm": {"name": "ppo", "lr": 1e-2, "iterations": 3, "epochs": 2},
-        "run": {"tensorboard": False, "checkpoint_every": 2},
-    }
+
+def merged(base: dict[str, Any], overrides: dict[str, Any]) -> RunConfig:
+    """Returns a configuration with some keys of some sections replaced; lists are replaced whole."""
+    sections = dict(base)
     for key, value in overrides.items():
         sections[key] = {**sections[key], **value} if isinstance(sections.get(key), dict) else value
     return parse_config(sections)
@@ -39,6 +42,7 @@ class FakeRun:
 
 
 def weights_after(engine: Engine, iterations: range) -> dict[str, torch.Tensor]:
+    """Plays some iterations; returns what was learnt by then."""
     for iteration in iterations:
         engine.iterate(iteration)
     head: dict[str, torch.Tensor] = engine.state()["head"]
