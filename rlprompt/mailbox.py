@@ -9,6 +9,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
+from rlprompt.tasks import Task
 from rlprompt.types import Example, Scores
 
 SCORE, STABILISE = "score", "stabilise"
@@ -40,9 +41,14 @@ class Letter:
 
 
 class Mailbox:
-    """Where letters wait for their answer; a Ray actor, so that workers on any machine reach it."""
+    """Where letters wait for their answer; a Ray actor, so that workers on any machine reach it.
 
-    def __init__(self) -> None:
+    Args:
+        task: the run's, for workers on machines that lack its files.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._new: list[tuple[int, Letter]] = []
         self._arrived = asyncio.Event()
@@ -64,6 +70,10 @@ class Mailbox:
         new, self._new = self._new, []
         return new
 
+    async def task(self) -> Task:
+        """Returns the run's task."""
+        return self._task
+
     async def ping(self) -> None:
         """Returns when the mailbox is there."""
 
@@ -74,14 +84,18 @@ class Mailbox:
                 self._waiting.pop(ticket).set_result(value)
 
 
-def open_mailbox(name: str) -> Any:
+def open_mailbox(name: str, task: Task) -> Any:
     """Starts a mailbox under a name on this machine; returns the actor's handle.
 
     One that is lost all the same comes back, empty.
+
+    Args:
+        name: that workers find it by.
+        task: the run's.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"name": name, "num_cpus": 0, "max_concurrency": MOST_WAITING, "max_restarts": -1}
-    return ray.remote(Mailbox).options(scheduling_strategy=here, **options).remote()
+    return ray.remote(Mailbox).options(scheduling_strategy=here, **options).remote(task)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -164,6 +165,27 @@ def resolve(group: str, name: str, *, allow_modules: Sequence[str] = (), search_
         raise UnknownNameError(SINGULAR[group], name, table, "; or write it as my_module:my_name")
     module, _, attribute = table[name].partition(":")
     return _load(group, name, module, attribute)
+
+
+def source_of(module: str, search_path: str | Path | None = None) -> Path:
+    """Returns the file of a module's top level, or its folder where that is a package.
+
+    Args:
+        module: for example `my_package.my_module`.
+        search_path: folder of the user's configuration; it goes before other places.
+
+    Raises:
+        ConfigError: there is no such module, or it has no file of its own.
+    """
+    top = module.partition(".")[0]
+    with _importable(search_path):
+        _forget_other_file(top, search_path)
+        found = importlib.util.find_spec(top)
+    origin = None if found is None else found.origin
+    if origin is None or not Path(origin).is_file():
+        raise ConfigError(f"module '{top}' has no file that could be sent to workers; put {top}.py beside the config")
+    file = Path(origin).resolve()
+    return file.parent if file.name == "__init__.py" else file
 
 
 def _check_allowed(name: str, module: str, allow_modules: Sequence[str], search_path: str | Path | None) -> None:

@@ -19,7 +19,6 @@ from rlprompt.mailbox import SCORE, STABILISE, Letter
 from rlprompt.scoring.parts import join_scores, split_scores
 from rlprompt.scoring.rules import ScoringRules
 from rlprompt.scoring.scorer import Scorer
-from rlprompt.tasks import task_from_config
 from rlprompt.types import Example, FloatArray, Json, Scores
 
 
@@ -27,15 +26,18 @@ class RoundAbandonedError(RLPromptError):
     """The iteration that a worker played is over: another worker was lost, or the run ends."""
 
 
-def remote_spec(scorer: Scorer, mailbox: str) -> Json:
+def remote_spec(scorer: Scorer, mailbox: str, modules: Sequence[str] | None = None) -> Json:
     """Returns the spec that workers build their `RemoteScorer` from.
 
     Args:
         scorer: of the run.
         mailbox: the actor's name.
+        modules: of the user's, that were sent to the workers; None where workers read them at their place.
     """
+    sent = {} if modules is None else {"code": {"allow_modules": list(modules), "search_path": None}}
     return {
         **scorer.spec,
+        **sent,
         "remote": {"mailbox": mailbox, "asks": scorer.asks, "compares_prompts": scorer.compares_prompts},
     }
 
@@ -48,9 +50,13 @@ class RemoteScorer(ScoringRules):
     """
 
     def __init__(self, spec: Json) -> None:
+        import ray
+
         config, remote = parse_config(dict(spec["config"])), spec["remote"]
+        self._mailbox_name = remote["mailbox"]
+        self._mailbox = ray.get_actor(self._mailbox_name)
         super().__init__(
-            task_from_config(config.task),
+            ray.get(self._mailbox.task.options(max_task_retries=-1).remote()),  # it may be coming back just now
             asks=remote["asks"],
             compares_prompts=remote["compares_prompts"],
             calibration=config.calibration,
@@ -62,8 +68,6 @@ class RemoteScorer(ScoringRules):
         self.attempt = 0
         self.share = 0
         """Number of the first episode that this worker plays."""
-        self._mailbox_name = remote["mailbox"]
-        self._mailbox: Any = None
 
     def score(
         self,
@@ -117,8 +121,6 @@ class RemoteScorer(ScoringRules):
         import ray
         from ray.exceptions import RayActorError
 
-        if self._mailbox is None:
-            self._mailbox = ray.get_actor(self._mailbox_name)
         try:
             answer = ray.get(self._mailbox.ask.remote(letter))
         except RayActorError as error:

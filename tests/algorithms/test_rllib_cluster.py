@@ -1,6 +1,9 @@
-"""A cluster of three nodes on one machine: joined by its address, one node lost, the same weights."""
+"""A cluster of three nodes on one machine: joined by its address, one node lost, code sent, the same weights."""
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -9,6 +12,7 @@ from ray.cluster_utils import Cluster
 from rllib_runs import TOKENS, FakeRun, merged, weights_after
 
 from rlprompt.algorithms.rllib.engine import Engine
+from rlprompt.algorithms.rllib.rollouts import modules_of
 
 pytestmark = pytest.mark.ray
 
@@ -43,3 +47,27 @@ def test_t9_a_run_joins_a_cluster_and_survives_the_loss_of_a_node(cluster: Clust
     expected = weights_after(calm, range(4))
     calm.close()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_code_that_the_configuration_names_is_sent_to_nodes_that_lack_it(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "their_table.py").write_text("TEMPERATURE = 2.0\n")
+    (tmp_path / "their_policy.py").write_text(
+        "from rlprompt.policies.lm_adaptor import LMAdaptorPolicy\n"
+        "from their_table import TEMPERATURE\n\n\n"
+        "class Policy(LMAdaptorPolicy):\n"
+        "    temperature = TEMPERATURE\n"
+    )
+    runners = {"address": cluster.address, "num_env_runners": 1}
+
+    def code_of(runner: Any) -> str:  # sent itself: the nodes lack the tests, too
+        policy = next(iter(modules_of(runner).values())).policy
+        return str(sys.modules[type(policy).__module__].__file__)
+
+    config = merged(TOKENS, {"ray": runners, "policy": {"kind": "their_policy:Policy"}})
+    engine = Engine(FakeRun(config, search_path=tmp_path))  # type: ignore[arg-type]
+    found = engine.algorithm.env_runner_group.foreach_env_runner(code_of, local_env_runner=False)
+    engine.iterate(0)
+    engine.close()
+    assert len(found) == 1
+    assert found[0].endswith("their_policy.py")
+    assert not Path(found[0]).is_relative_to(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,10 +36,12 @@ def merged(base: dict[str, Any], overrides: dict[str, Any]) -> RunConfig:
 class FakeRun:
     """The part of a run that the engine reads."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, *, search_path: Path | None = None) -> None:
         self.config = config
-        self.scorer = build_scorer(config)
-        self.policy = build_policy(config.policy, prompt_length=config.env.prompt_length, seed=config.seed)
+        self.scorer = build_scorer(config, search_path=search_path)
+        self.policy = build_policy(
+            config.policy, prompt_length=config.env.prompt_length, seed=config.seed, search_path=search_path
+        )
 
 
 def weights_after(engine: Engine, iterations: range) -> dict[str, torch.Tensor]:

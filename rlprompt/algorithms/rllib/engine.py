@@ -24,6 +24,7 @@ from rlprompt.envs.configured import configured_env
 from rlprompt.errors import ConfigError
 from rlprompt.policies import PromptPolicy
 from rlprompt.scoring.desk import remote_spec
+from rlprompt.shipping import Shipment, shipment
 from rlprompt.types import FloatArray, Json, RunContext, Scores
 
 
@@ -201,12 +202,13 @@ class Engine:
         self.run = run
         self.check()
         config, spec = run.config, run.scorer.spec
-        start_ray(config.ray)
+        sent = self._shipment()
+        start_ray(config.ray, () if sent is None else sent.files)
         remote = None
         if config.ray.num_env_runners:
             restarts = config.ray.max_num_env_runner_restarts
             remote = RemoteRollouts(run.scorer, share=episodes_each(config), max_restarts=restarts)
-            spec = remote_spec(run.scorer, remote.mailbox_name)
+            spec = remote_spec(run.scorer, remote.mailbox_name, None if sent is None else sent.modules)
         with without_native_messages() if remote is not None else nullcontext():
             self.algorithm: PromptAlgorithm = self.rllib_config(spec).build_algo()
         silence()
@@ -214,6 +216,13 @@ class Engine:
             remote.attach(self.algorithm)
         self.algorithm.rollouts = self.rollouts = LocalRollouts(self.algorithm) if remote is None else remote
         self.start()  # an earlier stage may have trained the policy
+
+    def _shipment(self) -> Shipment | None:
+        """The user's code for workers on other machines; None where they find it at its place."""
+        config, code = self.run.config, self.run.scorer.spec.get("code", {})
+        if config.ray.address == "local" or not config.ray.num_env_runners:
+            return None
+        return shipment(config, search_path=code.get("search_path"))
 
     def check(self) -> None:
         """Raises ConfigError for settings that do not go together."""

@@ -220,7 +220,7 @@ class RemoteRollouts:
         self._scorer = scorer
         self._share = share
         self._max_restarts = max_restarts
-        self._mailbox = open_mailbox(self.mailbox_name)
+        self._mailbox = open_mailbox(self.mailbox_name, scorer.task)
         self._algorithm: Any = None
         self._iteration = 0
         self._weights: Any = None

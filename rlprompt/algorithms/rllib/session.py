@@ -7,8 +7,9 @@ import math
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -24,10 +25,14 @@ _started_with: list[float] = []
 """CPUs of the Ray that this process started; empty where it started none."""
 
 
-def start_ray(settings: RayConfig) -> None:
+def start_ray(settings: RayConfig, code: Sequence[Path] = ()) -> None:
     """Joins the cluster that the settings name, or starts Ray on this machine only (loopback, no dashboard).
 
     A process that is connected already stays so. What it has started itself, and is now too small, is started again.
+
+    Args:
+        settings: the section `ray`.
+        code: modules and packages that workers of a cluster are sent; those on this machine read them where they are.
 
     Raises:
         ConfigError: there is no cluster at the address, or the connected one has too few CPUs or GPUs.
@@ -38,7 +43,7 @@ def start_ray(settings: RayConfig) -> None:
         ray.shutdown()
     if not ray.is_initialized():
         _started_with.clear()
-        _connect(settings, cpus)
+        _connect(settings, cpus, code)
     _check_resources(settings, cpus)
 
 
@@ -48,12 +53,13 @@ def silence() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _connect(settings: RayConfig, cpus: float) -> None:
+def _connect(settings: RayConfig, cpus: float, code: Sequence[Path]) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if settings.address != "local":
         try:
             _knock(settings.address)
-            ray.init(address=settings.address, **quiet)
+            sent = {"py_modules": [str(path) for path in code]} if code else None
+            ray.init(address=settings.address, runtime_env=sent, **quiet)
         except (OSError, RuntimeError, ValueError) as error:
             raise ConfigError(
                 f"no Ray cluster at ray.address={settings.address}: {' '.join(str(error).split())[:160]}; start one "
