@@ -22,6 +22,26 @@ class RayConfig(Section):
     num_gpus_per_env_runner: float = Field(default=0, ge=0)
     max_num_env_runner_restarts: int = Field(default=100, ge=0)
     """How often a lost env runner is started again, over the whole run, before the run gives up."""
+    num_target_replicas: int = Field(default=0, ge=0)
+    """Processes that each hold the frozen target and share its work; 0 computes it in the run's own process."""
+    num_cpus_per_target_replica: float = Field(default=1, ge=0)
+    """Also the threads that a replica computes with."""
+    num_gpus_per_target_replica: float = Field(default=0, ge=0)
+    max_num_target_replica_restarts: int = Field(default=100, ge=0)
+    target_replica_timeout_s: float = Field(default=600, gt=0)
+    """A replica that works longer on a batch (at most 256 requests) is taken for dead and started again."""
+
+    @property
+    def num_cpus(self) -> float:
+        """CPUs of all workers."""
+        runners = self.num_env_runners * self.num_cpus_per_env_runner
+        return runners + self.num_target_replicas * self.num_cpus_per_target_replica
+
+    @property
+    def num_gpus(self) -> float:
+        """GPUs of all workers."""
+        runners = self.num_env_runners * self.num_gpus_per_env_runner
+        return runners + self.num_target_replicas * self.num_gpus_per_target_replica
 
     @field_validator("address")
     @classmethod
@@ -31,14 +51,20 @@ class RayConfig(Section):
         raise ValueError("it must be local, auto, ray://HOST:PORT or HOST:PORT")
 
 
-def check_ray(ray: RayConfig, algorithm: str, num_envs: int) -> None:
+def check_ray(ray: RayConfig, algorithm: str, num_envs: int, target: str) -> None:
     """Raises ValueError where the workers and the rest of a configuration do not fit.
 
     Args:
         ray: the section.
         algorithm: `algorithm.name`.
         num_envs: `env.num_envs`.
+        target: `target.name`.
     """
+    if ray.num_target_replicas and target.startswith("openai:"):
+        raise ValueError(
+            f"ray.num_target_replicas is {ray.num_target_replicas}, but '{target}' computes in its own server; set it "
+            "to 0, and target.kwargs.concurrency to what the server bears"
+        )
     runners = ray.num_env_runners
     if runners and algorithm not in ROLLING_OUT:
         raise ValueError(

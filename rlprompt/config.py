@@ -376,7 +376,7 @@ class RunConfig(Section):
         if self.env.best_of is not None and self.env.step_reward == "difference":
             raise ValueError("env.best_of is about whole prompts; set env.step_reward=terminal, or remove it")
         self._check_team()
-        check_ray(self.ray, self.algorithm.name, self.env.num_envs)
+        check_ray(self.ray, self.algorithm.name, self.env.num_envs, self.target.name)
         return self
 
     def _check_team(self) -> None:

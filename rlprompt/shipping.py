@@ -20,8 +20,10 @@ class Shipment:
     """Modules and packages that are sent, each with what it may import from beside it."""
 
 
-def shipment(config: RunConfig, *, search_path: str | Path | None) -> Shipment:
-    """Returns the code that env runners import: of policies. Rewards and targets stay in the run's own process.
+def shipment(config: RunConfig, *, search_path: str | Path | None) -> Shipment | None:
+    """Returns the code that env runners import: of policies. Rewards stay in the run's own process.
+
+    None where they are on this machine, and find it at its place.
 
     Of a module beside the configuration, the other modules and packages beside it go along, since it may import them;
     of one elsewhere, its top-level module or package.
@@ -33,6 +35,8 @@ def shipment(config: RunConfig, *, search_path: str | Path | None) -> Shipment:
     Raises:
         ConfigError: a module that is named cannot be found.
     """
+    if config.ray.address == "local" or not config.ray.num_env_runners:
+        return None
     kinds = [config.policy.kind, *(agent.kind for agent in config.env.agents if agent.kind is not None)]
     modules = tuple(dict.fromkeys(kind.partition(":")[0] for kind in kinds if ":" in kind))
     files: dict[Path, None] = {}

@@ -12,7 +12,15 @@ from rlprompt.shipping import Shipment, shipment
 
 
 def make_config(kind: str, **sections: Any) -> RunConfig:
-    return parse_config({"policy": {"kind": kind}, **sections})
+    return parse_config(
+        {"policy": {"kind": kind}, "ray": {"address": "auto", "num_env_runners": 1}, "env": {"num_envs": 4}, **sections}
+    )
+
+
+def test_on_this_machine_nothing_is_sent(tmp_path: Path) -> None:
+    here: list[dict[str, Any]] = [{"address": "local", "num_env_runners": 2}, {"address": "auto"}]
+    for ray in here:
+        assert shipment(make_config("their_policy:Policy", ray=ray), search_path=tmp_path) is None
 
 
 def test_built_in_policies_need_nothing(tmp_path: Path) -> None:
@@ -28,6 +36,7 @@ def test_of_a_module_beside_the_configuration_its_neighbours_go_along(tmp_path: 
     (tmp_path / "package" / "__init__.py").touch()
     (tmp_path / "data" / "rows.jsonl").touch()
     found = shipment(make_config("shipped_policy:Policy"), search_path=tmp_path)
+    assert found is not None
     assert found.modules == ("shipped_policy",)
     assert [path.name for path in found.files] == ["helper.py", "package", "shipped_policy.py"]
 
@@ -43,12 +52,14 @@ def test_agents_have_code_of_their_own_and_each_module_goes_once(tmp_path: Path)
         "first_policy:Policy", env={"kind": "multi", "agents": agents, "prompt_length": 5}, algorithm={"name": "ppo"}
     )
     found = shipment(config, search_path=tmp_path)
+    assert found is not None
     assert found.modules == ("first_policy", "second_policy")
     assert [path.name for path in found.files] == ["first_policy.py", "second_policy.py"]
 
 
 def test_of_an_installed_package_only_the_package_goes(tmp_path: Path) -> None:
     found = shipment(make_config("yaml.nodes:Node"), search_path=tmp_path)
+    assert found is not None
     assert found.modules == ("yaml.nodes",)
     assert [path.name for path in found.files] == ["yaml"]
     assert (found.files[0] / "nodes.py").is_file()

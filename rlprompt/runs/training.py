@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,8 @@ from rlprompt.runs.run import Run
 from rlprompt.runs.signals import StopSignals
 from rlprompt.runs.stages import Stage, build_stages, fit_stages, total_iterations
 from rlprompt.runs.tracking import Callback, TensorBoard
+from rlprompt.shipping import shipment
+from rlprompt.types import Target
 
 if TYPE_CHECKING:
     from rlprompt.policies import PromptPolicy, PromptTeam
@@ -77,14 +79,15 @@ def train(
         if finished is not None:
             return finished
     resumed = None if resume is None else RunFolder(Path(resume))
-    stages, scorer, policy = _build(config, allow_modules, search_path, resumed)
-    if parent is not None:
-        folder = new_run_folder(parent, config.seed, config_hash(config))
-        if scorer.rewards.judge_calls != NO_CALLS:
-            write_json(folder.check, scorer.ledger.state_dict())
-    else:
-        folder = RunFolder(Path(str(resume)))
     with ExitStack() as stack:
+        target = stack.enter_context(_replicas(config, search_path))
+        stages, scorer, policy = _build(config, allow_modules, search_path, resumed, target)
+        if parent is not None:
+            folder = new_run_folder(parent, config.seed, config_hash(config))
+            if scorer.rewards.judge_calls != NO_CALLS:
+                write_json(folder.check, scorer.ledger.state_dict())
+        else:
+            folder = RunFolder(Path(str(resume)))
         stack.enter_context(only_writer(folder.root))
         signals = stack.enter_context(StopSignals())
         run = Run(folder, config, scorer, policy, signals=signals, callbacks=_callbacks(config, folder, progress))
@@ -96,8 +99,31 @@ def train(
         return _work(run, stages, signals)
 
 
+@contextmanager
+def _replicas(config: RunConfig, search_path: str | Path | None) -> Iterator[Target | None]:
+    """The target in processes of its own; None where this process computes or asks it."""
+    if not config.ray.num_target_replicas:
+        yield None
+        return
+    from rlprompt.algorithms.rllib.session import start_ray
+    from rlprompt.targets import pooled_target
+
+    sent = shipment(config, search_path=search_path)
+    start_ray(config.ray, () if sent is None else sent.files)
+    target = pooled_target(config.target, config.ray)
+    pool: Any = getattr(target, "target", target)  # it may be behind a cache
+    try:
+        yield target
+    finally:
+        pool.close()
+
+
 def _build(
-    config: RunConfig, allow_modules: Sequence[str], search_path: str | Path | None, resumed: RunFolder | None
+    config: RunConfig,
+    allow_modules: Sequence[str],
+    search_path: str | Path | None,
+    resumed: RunFolder | None,
+    target: Target | None,
 ) -> tuple[list[Stage], Scorer, PromptPolicy | PromptTeam]:
     """Builds the parts of a run, stages, scorer and policy, and checks that they can work together."""
     from rlprompt.envs.contexts import MetaSettings
@@ -107,7 +133,7 @@ def _build(
     stages = build_stages(config, allow_modules=allow_modules, search_path=search_path)
     if config.env.kind not in ("token-prompt", "multi"):
         MetaSettings.from_config(config.env).load()  # a wrong meta-prompt is told of before there is a folder
-    scorer = build_scorer(config, allow_modules=allow_modules, search_path=search_path)
+    scorer = build_scorer(config, allow_modules=allow_modules, search_path=search_path, target=target)
     check_monitor(config.monitor, scorer.rewards)
     _check_rewards(scorer, resumed)
     spent = scorer.ledger.snapshot()["used"]["calls"]

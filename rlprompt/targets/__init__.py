@@ -16,9 +16,10 @@ from rlprompt.targets.ledger import Ledger, Price, Reservation
 from rlprompt.types import Target
 
 if TYPE_CHECKING:
+    from rlprompt.cluster import RayConfig
     from rlprompt.config import TargetConfig
 
-__all__ = ["Ledger", "Price", "Reservation", "load_target", "target_from_config", "target_prices"]
+__all__ = ["Ledger", "Price", "Reservation", "load_target", "pooled_target", "target_from_config", "target_prices"]
 
 _LOCAL_KINDS = ("planted", "renderer", "transformers")
 """Targets that compute on this machine: their calls cost nothing."""
@@ -73,6 +74,24 @@ def target_from_config(config: TargetConfig) -> Target:
         if key in own:
             raise ConfigError(f"target.kwargs.{key} is not allowed; set target.{key}")
     return load_target(**{key: getattr(config, key) for key in own}, **config.kwargs)
+
+
+def pooled_target(config: TargetConfig, settings: RayConfig) -> Target:
+    """Loads a target in `ray.num_target_replicas` processes; its cache, if any, is in this one.
+
+    Args:
+        config: the section `target`.
+        settings: the section `ray`; Ray has to be there.
+
+    Raises:
+        ConfigError: as `load_target`, and as `rlprompt.targets.pool.TargetPool`.
+    """
+    from rlprompt.targets.pool import TargetPool
+
+    kwargs = dict(config.kwargs)
+    path, limit = kwargs.pop("cache_path", None), kwargs.pop("cache_bytes", None)
+    pool = TargetPool(config.model_copy(update={"kwargs": kwargs}), settings)
+    return _with_cache(pool, config.cache, path, limit)
 
 
 def target_prices(target: Target) -> dict[str, Price]:

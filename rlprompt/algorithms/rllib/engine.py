@@ -24,7 +24,7 @@ from rlprompt.envs.configured import configured_env
 from rlprompt.errors import ConfigError
 from rlprompt.policies import PromptPolicy
 from rlprompt.scoring.desk import remote_spec
-from rlprompt.shipping import Shipment, shipment
+from rlprompt.shipping import shipment
 from rlprompt.types import FloatArray, Json, RunContext, Scores
 
 
@@ -202,7 +202,7 @@ class Engine:
         self.run = run
         self.check()
         config, spec = run.config, run.scorer.spec
-        sent = self._shipment()
+        sent = shipment(config, search_path=spec.get("code", {}).get("search_path"))
         start_ray(config.ray, () if sent is None else sent.files)
         remote = None
         if config.ray.num_env_runners:
@@ -216,13 +216,6 @@ class Engine:
             remote.attach(self.algorithm)
         self.algorithm.rollouts = self.rollouts = LocalRollouts(self.algorithm) if remote is None else remote
         self.start()  # an earlier stage may have trained the policy
-
-    def _shipment(self) -> Shipment | None:
-        """The user's code for workers on other machines; None where they find it at its place."""
-        config, code = self.run.config, self.run.scorer.spec.get("code", {})
-        if config.ray.address == "local" or not config.ray.num_env_runners:
-            return None
-        return shipment(config, search_path=code.get("search_path"))
 
     def check(self) -> None:
         """Raises ConfigError for settings that do not go together."""

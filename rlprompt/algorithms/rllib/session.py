@@ -38,13 +38,13 @@ def start_ray(settings: RayConfig, code: Sequence[Path] = ()) -> None:
         ConfigError: there is no cluster at the address, or the connected one has too few CPUs or GPUs.
     """
     silence()
-    cpus = settings.num_env_runners * settings.num_cpus_per_env_runner
+    cpus = settings.num_cpus
     if ray.is_initialized() and _started_with and cpus > _started_with[0]:
         ray.shutdown()
     if not ray.is_initialized():
         _started_with.clear()
         _connect(settings, cpus, code)
-    _check_resources(settings, cpus)
+    _check_resources(settings)
 
 
 def silence() -> None:
@@ -73,7 +73,7 @@ def _connect(settings: RayConfig, cpus: float, code: Sequence[Path]) -> None:
             include_dashboard=False,
             _node_ip_address="127.0.0.1",
             num_cpus=given,
-            object_store_memory=None if settings.num_env_runners else OBJECT_STORE_BYTES,
+            object_store_memory=None if settings.num_cpus else OBJECT_STORE_BYTES,
             **quiet,
         )
     _started_with.append(given)
@@ -125,14 +125,14 @@ def without_native_messages() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _check_resources(settings: RayConfig, cpus: float) -> None:
-    """RLlib would wait for what the cluster does not have; one that grows by itself has to have its nodes first."""
-    gpus = settings.num_env_runners * settings.num_gpus_per_env_runner
+def _check_resources(settings: RayConfig) -> None:
+    """Ray would wait for what the cluster does not have; one that grows by itself has to have its nodes first."""
     present = ray.cluster_resources()
-    for name, needed in (("CPU", cpus), ("GPU", gpus)):
+    for name, needed in (("CPU", settings.num_cpus), ("GPU", settings.num_gpus)):
         if needed > present.get(name, 0.0):
+            unit = f"ray.num_{name.lower()}s_per"
             raise ConfigError(
-                f"{settings.num_env_runners} env runners need {needed:g} {name}s, but Ray has "
-                f"{present.get(name, 0.0):g}; lower ray.num_env_runners or ray.num_{name.lower()}s_per_env_runner, or "
-                "join a larger cluster"
+                f"{settings.num_env_runners} env runners and {settings.num_target_replicas} target replicas need "
+                f"{needed:g} {name}s, but Ray has {present.get(name, 0.0):g}; lower their numbers, "
+                f"{unit}_env_runner or {unit}_target_replica, or join a larger cluster"
             )
