@@ -73,8 +73,8 @@ class OpenAITarget:
         max_tokens_field: "max_tokens", or "max_completion_tokens" as some newer models want it.
         parameters: further fields of every request body, for example {"top_p": 0.9}.
         price: listed price, a mapping with `prompt_usd_per_token` and `completion_usd_per_token`.
-        **limits: fields of `rlprompt.targets.transport.Limits`: concurrency, requests_per_minute, max_attempts,
-            timeout_s, backoff_s, max_wait_s.
+        **limits: fields of `rlprompt.targets.transport.Limits`: concurrency, requests_per_minute,
+            tokens_per_minute, max_attempts, timeout_s, backoff_s, max_wait_s.
 
     Raises:
         ConfigError: no base URL, an unset key, or an argument that does not fit.
@@ -96,6 +96,7 @@ class OpenAITarget:
         price: Price | Mapping[str, float] | None = None,
         concurrency: int = 16,
         requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
         max_attempts: int = 5,
         timeout_s: float = 60.0,
         backoff_s: float = 0.5,
@@ -128,6 +129,7 @@ class OpenAITarget:
         limits = Limits(
             concurrency=concurrency,
             requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
             max_attempts=max_attempts,
             timeout_s=timeout_s,
             backoff_s=backoff_s,
@@ -178,6 +180,7 @@ class OpenAITarget:
 
         async def work(session: Session) -> list[TargetOutput]:
             session.on_call = on_call
+            session.tokens = self.count_tokens(requests) if self._transport.limits.tokens_per_minute else ()
             return await self._answer_all(session, list(requests), on_answer)
 
         return self._transport.call(work, read_key(self.api_key_env))

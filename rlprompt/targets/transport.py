@@ -15,7 +15,7 @@ import ssl
 import threading
 import time
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -78,6 +78,8 @@ class Limits:
     """Calls in flight at the same time, over all threads that share the target."""
     requests_per_minute: float | None = None
     """Most attempts a minute, evenly spaced; None is unlimited."""
+    tokens_per_minute: float | None = None
+    """Most tokens a minute, of prompts and completions together; None is unlimited."""
     max_attempts: int = 5
     """Attempts per call, the first included."""
     timeout_s: float = 60.0
@@ -92,27 +94,51 @@ class Limits:
         for name, least in (("concurrency", 1), ("max_attempts", 1), ("backoff_s", 0), ("max_wait_s", 0)):
             _check_number(name, getattr(self, name), least)
         _check_number("timeout_s", self.timeout_s, 0.001)
-        if self.requests_per_minute is not None:
-            _check_number("requests_per_minute", self.requests_per_minute, 0.001)
+        for name in ("requests_per_minute", "tokens_per_minute"):
+            if getattr(self, name) is not None:
+                _check_number(name, getattr(self, name), 0.001)
 
 
 class Pace:
-    """Spaces attempts and holds all of them back while the server asked for a pause; safe between threads."""
+    """Spaces attempts and holds all of them back while the server asked for a pause; safe between threads.
 
-    def __init__(self, requests_per_minute: float | None, clock: Callable[[], float] = time.monotonic) -> None:
+    Args:
+        requests_per_minute: attempts begin so far apart; None sets no limit.
+        tokens_per_minute: after each attempt the next one waits as long as its tokens take at this rate; None sets no
+            limit. What is not known before is estimated, and put right when the server has told.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        requests_per_minute: float | None,
+        tokens_per_minute: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._interval = 60.0 / requests_per_minute if requests_per_minute else 0.0
+        self._token_s = 60.0 / tokens_per_minute if tokens_per_minute else 0.0
         self._clock = clock
-        self._next = 0.0
+        self._next = self._next_by_tokens = 0.0
         self._lock = threading.Lock()
 
-    def delay(self) -> float:
-        """Returns 0 and takes the turn, or the seconds after which to ask again."""
+    def delay(self, tokens: int = 0) -> float:
+        """Returns 0 and takes the turn, or the seconds after which to ask again.
+
+        Args:
+            tokens: estimate of prompt and completion.
+        """
         with self._lock:
-            now = self._clock()
-            if now < self._next:
-                return self._next - now
+            now, turn = self._clock(), max(self._next, self._next_by_tokens)
+            if now < turn:
+                return turn - now
             self._next = now + self._interval
+            self._next_by_tokens = now + tokens * self._token_s
             return 0.0
+
+    def settle(self, estimated: int, used: int) -> None:
+        """Puts an estimate right: too many tokens are given back, too few are caught up on."""
+        with self._lock:
+            self._next_by_tokens += (used - estimated) * self._token_s
 
     def pause(self, seconds: float) -> None:
         """Nobody gets a turn for so many seconds."""
@@ -136,7 +162,7 @@ class Transport:
     def __init__(self, base_url: str, limits: Limits) -> None:
         self.base_url = check_base_url(base_url)
         self.limits = limits
-        self._pace = Pace(limits.requests_per_minute)
+        self._pace = Pace(limits.requests_per_minute, limits.tokens_per_minute)
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -208,6 +234,8 @@ class Session:
         self._key = key
         self.on_call: OnCall | None = None
         """Told of every attempt just before it is sent, and of every one that failed."""
+        self.tokens: Sequence[int] = ()
+        """Estimates for the requests of the batch, for `tokens_per_minute`."""
 
     def __repr__(self) -> str:
         """Shows nothing of the key."""
@@ -262,7 +290,8 @@ class Session:
         if self._key is not None:
             headers["authorization"] = f"Bearer {self._key}"
         async with transport.slots:
-            while (delay := transport._pace.delay()) > 0:
+            estimated = self.tokens[position] if self.tokens else 0
+            while (delay := transport._pace.delay(estimated)) > 0:
                 await asyncio.sleep(delay)
             self._tell(position, in_flight=True)
             try:
@@ -280,7 +309,11 @@ class Session:
             except httpx.RequestError as error:
                 message = self._line(f"{type(error).__name__}: {error}")
                 raise CallFailed("connection", message, retry=True) from error
-        return self._judge(response, reply)
+        judged = self._judge(response, reply)
+        used = _total_tokens(judged)
+        if used is not None:
+            transport._pace.settle(estimated, used)
+        return judged
 
     def _judge(self, response: httpx.Response, reply: bytes | None) -> Json:
         """Returns the JSON of a good reply; raises CallFailed for every other one."""
@@ -378,6 +411,13 @@ async def _read(response: httpx.Response) -> bytes | None:
         if size > _MAX_REPLY_BYTES:
             return None
     return b"".join(parts)
+
+
+def _total_tokens(reply: Json) -> int | None:
+    """What the server counted; None where it does not say."""
+    usage = reply.get("usage")
+    total = usage.get("total_tokens") if isinstance(usage, dict) else None
+    return total if isinstance(total, int) and total >= 0 else None
 
 
 def _parse(reply: bytes | None) -> Any:

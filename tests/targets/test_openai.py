@@ -290,6 +290,7 @@ def test_the_base_url_may_come_from_the_environment(monkeypatch: pytest.MonkeyPa
         ({"parameters": {"top_p": {1, 2}}}, "must be JSON"),
         ({"concurrency": 0}, "concurrency must be a number of at least 1, got 0"),
         ({"timeout_s": -1}, "timeout_s must be"),
+        ({"tokens_per_minute": 0}, "tokens_per_minute must be"),
         ({"max_attempts": "many"}, "max_attempts must be"),
         ({"price": {"prompt_usd": 1}}, "price: unknown key 'prompt_usd'"),
     ],

@@ -169,6 +169,30 @@ def test_the_pace_spaces_calls_evenly() -> None:
     assert pace.delay() == pytest.approx(2.0)
 
 
+def test_the_pace_counts_tokens_and_gives_back_what_was_estimated_too_high() -> None:
+    now = 100.0
+    pace = Pace(None, 6000.0, clock=lambda: now)  # 10 ms a token
+    assert pace.delay(200) == 0.0
+    assert pace.delay(100) == pytest.approx(2.0)
+    pace.settle(200, 50)  # 150 tokens less: 1.5 s
+    assert pace.delay(100) == pytest.approx(0.5)
+    now = 100.5
+    assert pace.delay(100) == 0.0
+    pace.settle(100, 130)  # 30 more than thought
+    assert pace.delay(1) == pytest.approx(1.3)
+
+
+def test_a_minute_has_no_more_tokens_than_allowed_by_the_servers_count() -> None:
+    with MockServer() as server:
+        started = time.monotonic()
+        # The server counts the tokens: at most 12,000 a minute are 200 a second.
+        outputs = make_target(server, tokens_per_minute=12_000, concurrency=4).run([TEXT] * 12)
+        seconds = time.monotonic() - started
+    used = [output.prompt_tokens + output.completion_tokens for output in outputs]
+    assert len(server.calls) == 12
+    assert 0 < sum(used[:-1]) / 200 <= seconds * 1.02
+
+
 def test_an_interrupt_of_the_caller_stops_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     import concurrent.futures
 
