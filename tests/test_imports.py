@@ -153,7 +153,19 @@ def test_a_bare_import_loads_only_the_standard_library() -> None:
 
 def test_the_command_line_starts_without_heavy_packages() -> None:
     loaded = _loaded_after("import rlprompt.cli.main")
-    heavy = {"torch", "ray", "numpy", "transformers", "gymnasium", "pydantic", "pyarrow", "httpx", "scipy", "yaml"}
+    heavy = {
+        "torch",
+        "ray",
+        "numpy",
+        "transformers",
+        "gymnasium",
+        "pydantic",
+        "pyarrow",
+        "httpx",
+        "aiohttp",
+        "scipy",
+        "yaml",
+    }
     assert loaded & heavy == set()
 
 

@@ -7,7 +7,6 @@ redirect is followed, so that the key only ever reaches the configured server.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import math
 import os
@@ -21,6 +20,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
+import aiohttp
 import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
 
@@ -31,8 +31,6 @@ from rlprompt.types import Json
 T = TypeVar("T")
 
 _RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
-_CONNECTIONS = 8
-"""Of each connection pool, on average."""
 _MAX_REPLY_BYTES = 32 * 2**20
 _SHORTEST_SECRET = 8
 """Shorter keys ("none", "EMPTY") are no secrets, and replacing them would garble messages."""
@@ -167,6 +165,7 @@ class Transport:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._stop: Callable[[], object] | None = None
+        self._clients: list[aiohttp.ClientSession] = []
         self._process = 0
 
     def call(self, work: Callable[[Session], Coroutine[Any, Any, T]], key: str | None) -> T:
@@ -199,31 +198,32 @@ class Transport:
                 loop = asyncio.new_event_loop()
                 self._loop, self._process = loop, os.getpid()
                 self.slots = asyncio.Semaphore(self.limits.concurrency)
-                clients = self._new_clients()
-                self.clients = itertools.cycle(clients)
                 self._thread = threading.Thread(target=_serve, args=(loop,), name="rlprompt-http", daemon=True)
                 self._thread.start()
-                self._stop = weakref.finalize(self, _stop, loop, clients, os.getpid())
+                self._clients = []
+                self._stop = weakref.finalize(self, _stop, loop, self._clients, os.getpid())
             return self._loop
 
-    def _new_clients(self) -> list[httpx.AsyncClient]:
-        """Returns clients that take turns: for every call, a pool looks at all of its connections."""
+    def client(self) -> aiohttp.ClientSession:
+        """Returns the one client; only on the loop, where clients are made."""
+        if not self._clients:
+            self._clients.append(self._new_client())
+        return self._clients[0]
+
+    def _new_client(self) -> aiohttp.ClientSession:
+        """Returns a client with as many connections as are used at the same time, and a memory for nothing else."""
         url = httpx.URL(self.base_url)
         # A server on this machine is never behind a proxy; others may be, as the environment says.
         local = url.host in ("127.0.0.1", "localhost", "::1")
         # Plain HTTP to this machine needs no certificates; reading the system's takes longer than the call.
         plain = local and url.scheme == "http"
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if plain else httpx.create_ssl_context(trust_env=not local)
-        return [
-            httpx.AsyncClient(
-                verify=context,
-                timeout=self.limits.timeout_s,
-                limits=httpx.Limits(max_connections=self.limits.concurrency),
-                follow_redirects=False,
-                trust_env=not local,
-            )
-            for _ in range(math.ceil(self.limits.concurrency / _CONNECTIONS))
-        ]
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self.limits.concurrency, ssl=context),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(),  # none of its own: every attempt has a deadline
+            trust_env=not local,
+        )
 
 
 class Session:
@@ -295,19 +295,19 @@ class Session:
                 await asyncio.sleep(delay)
             self._tell(position, in_flight=True)
             try:
-                # httpx limits each read; only a deadline stops a server that sends a byte at a time.
+                # Over all reads: a server that sends a byte at a time must not hold the slot for ever.
                 async with (
                     asyncio.timeout(transport.limits.timeout_s),
-                    next(transport.clients).stream(
-                        "POST", f"{transport.base_url}/{path}", content=content, headers=headers
+                    transport.client().post(
+                        f"{transport.base_url}/{path}", data=content, headers=headers, allow_redirects=False
                     ) as response,
                 ):
                     reply = await _read(response)
-            except (TimeoutError, httpx.TimeoutException) as error:
+            except TimeoutError as error:
                 seconds = transport.limits.timeout_s
                 raise CallFailed("timeout", f"no answer within {seconds:g} s", retry=True) from error
-            except httpx.RequestError as error:
-                message = self._line(f"{type(error).__name__}: {error}")
+            except (aiohttp.ClientError, OSError) as error:
+                message = self._line(f"{type(error).__name__}: {_reason(error)}")
                 raise CallFailed("connection", message, retry=True) from error
         judged = self._judge(response, reply)
         used = _total_tokens(judged)
@@ -315,11 +315,11 @@ class Session:
             transport._pace.settle(estimated, used)
         return judged
 
-    def _judge(self, response: httpx.Response, reply: bytes | None) -> Json:
+    def _judge(self, response: aiohttp.ClientResponse, reply: bytes | None) -> Json:
         """Returns the JSON of a good reply; raises CallFailed for every other one."""
-        status = response.status_code
+        status = response.status
         parsed = _parse(reply)
-        if response.is_success:
+        if 200 <= status < 300:
             if isinstance(parsed, dict) and "error" not in parsed:
                 return parsed
             what = "an error" if isinstance(parsed, dict) else "no JSON object"
@@ -382,12 +382,12 @@ def read_key(variable: str) -> str | None:
     return key
 
 
-def _stop(loop: asyncio.AbstractEventLoop, clients: list[httpx.AsyncClient], process: int) -> None:
+def _stop(loop: asyncio.AbstractEventLoop, clients: list[aiohttp.ClientSession], process: int) -> None:
     """Ends a transport's thread without waiting; does nothing in a process that inherited it by a fork."""
 
     async def shut() -> None:
         for client in clients:
-            await client.aclose()
+            await client.close()
         loop.stop()
 
     if process == os.getpid() and not loop.is_closed():
@@ -402,10 +402,18 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
         loop.close()
 
 
-async def _read(response: httpx.Response) -> bytes | None:
+def _reason(error: Exception) -> str:
+    """Why there is no connection, without the address."""
+    number = getattr(error, "errno", None)
+    if isinstance(error, OSError) and isinstance(number, int) and number > 0:
+        return os.strerror(number)
+    return "the connection failed" if isinstance(error, OSError) else str(error)
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes | None:
     """Reads the body; None for one that is larger than any answer."""
     parts, size = [], 0
-    async for part in response.aiter_bytes():
+    async for part in response.content.iter_any():
         parts.append(part)
         size += len(part)
         if size > _MAX_REPLY_BYTES:

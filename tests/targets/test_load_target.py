@@ -146,4 +146,14 @@ def test_importing_targets_is_cheap() -> None:
     program = "import rlprompt.targets, sys, json; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = set(json.loads(done.stdout))
-    assert not loaded & {"torch", "transformers", "httpx", "tenacity", "pydantic", "ray", "gymnasium", "sqlite3"}
+    assert not loaded & {
+        "torch",
+        "transformers",
+        "httpx",
+        "aiohttp",
+        "tenacity",
+        "pydantic",
+        "ray",
+        "gymnasium",
+        "sqlite3",
+    }
