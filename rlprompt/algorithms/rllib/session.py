@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -32,14 +33,44 @@ def start_ray(settings: RayConfig) -> None:
     Raises:
         ConfigError: there is no cluster at the address, or the connected one has too few CPUs or GPUs.
     """
+    join_ray(
+        settings.address,
+        Workers(
+            settings.num_env_runners,
+            settings.num_cpus_per_env_runner,
+            settings.num_gpus_per_env_runner,
+            object_store_bytes=None if settings.num_env_runners else OBJECT_STORE_BYTES,
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes that there has to be room for; by default a run's env runners."""
+
+    number: int
+    cpus: float
+    """Of each, as its GPUs."""
+    gpus: float
+    what: str = "env runners"
+    fewer: str = "ray.num_env_runners"
+    """The setting for their number."""
+    smaller: str = "ray.num_{}s_per_env_runner"
+    """The setting for the CPUs, or GPUs, of each."""
+    object_store_bytes: int | None = OBJECT_STORE_BYTES
+    """None is Ray's default."""
+
+
+def join_ray(address: str, workers: Workers) -> None:
+    """Joins the cluster at an address, or starts Ray on this machine, for any workers; see `start_ray`."""
     silence()
-    cpus = settings.num_env_runners * settings.num_cpus_per_env_runner
+    cpus = workers.number * workers.cpus
     if ray.is_initialized() and _started_with and cpus > _started_with[0]:
         ray.shutdown()
     if not ray.is_initialized():
         _started_with.clear()
-        _connect(settings, cpus)
-    _check_resources(settings, cpus)
+        _connect(address, cpus, workers.object_store_bytes)
+    _check_resources(workers)
 
 
 def silence() -> None:
@@ -48,15 +79,15 @@ def silence() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _connect(settings: RayConfig, cpus: float) -> None:
+def _connect(address: str, cpus: float, object_store_bytes: int | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if settings.address != "local":
+    if address != "local":
         try:
-            _knock(settings.address)
-            ray.init(address=settings.address, **quiet)
+            _knock(address)
+            ray.init(address=address, **quiet)
         except (OSError, RuntimeError, ValueError) as error:
             raise ConfigError(
-                f"no Ray cluster at ray.address={settings.address}: {' '.join(str(error).split())[:160]}; start one "
+                f"no Ray cluster at ray.address={address}: {' '.join(str(error).split())[:160]}; start one "
                 "with 'ray start --head', or use ray.address=local"
             ) from error
         return
@@ -67,7 +98,7 @@ def _connect(settings: RayConfig, cpus: float) -> None:
             include_dashboard=False,
             _node_ip_address="127.0.0.1",
             num_cpus=given,
-            object_store_memory=None if settings.num_env_runners else OBJECT_STORE_BYTES,
+            object_store_memory=object_store_bytes,
             **quiet,
         )
     _started_with.append(given)
@@ -119,14 +150,13 @@ def without_native_messages() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _check_resources(settings: RayConfig, cpus: float) -> None:
-    """RLlib would wait for what the cluster does not have; one that grows by itself has to have its nodes first."""
-    gpus = settings.num_env_runners * settings.num_gpus_per_env_runner
+def _check_resources(workers: Workers) -> None:
+    """Ray would wait for what the cluster does not have; one that grows by itself has to have its nodes first."""
     present = ray.cluster_resources()
-    for name, needed in (("CPU", cpus), ("GPU", gpus)):
+    for name, each in (("CPU", workers.cpus), ("GPU", workers.gpus)):
+        needed = workers.number * each
         if needed > present.get(name, 0.0):
             raise ConfigError(
-                f"{settings.num_env_runners} env runners need {needed:g} {name}s, but Ray has "
-                f"{present.get(name, 0.0):g}; lower ray.num_env_runners or ray.num_{name.lower()}s_per_env_runner, or "
-                "join a larger cluster"
+                f"{workers.number} {workers.what} need {needed:g} {name}s, but Ray has {present.get(name, 0.0):g}; "
+                f"lower {workers.fewer} or {workers.smaller.format(name.lower())}, or join a larger cluster"
             )
