@@ -204,6 +204,28 @@ def masked_mean(values: FloatArray, mask: BoolArray) -> FloatArray:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
+class SharedBudget(Protocol):
+    """What several runs may spend together, as one of them sees it.
+
+    Each run has a grant: totals that are set aside for it alone, before it spends them. They are totals so that asking
+    twice for the same is harmless.
+    """
+
+    @property
+    def limits_cost(self) -> bool:
+        """Whether money is limited, so that prices have to be known."""
+
+    def grant(self, calls: int, tokens: int, cost_pico: int) -> None:
+        """Raises this run's grant to at least these totals.
+
+        Raises:
+            BudgetExceededError: the other runs have the rest; the grant stays as it was.
+        """
+
+    def settle(self, calls: int, tokens: int, cost_pico: int) -> None:
+        """Tells what the run has spent in all, and gives the rest of its grant back."""
+
+
 class RunContext(Protocol):
     """What an algorithm may ask of the run it works for; implemented by `rlprompt.runs`."""
 

@@ -54,6 +54,7 @@ FLOOR = {
     "runs": 7,
     "labelling": 8,
     "serving": 8,
+    "sweeps": 8,
     "cli": 9,
     "__main__": 10,
 }

@@ -25,6 +25,7 @@ from rlprompt.cli import (
     pairs,
     rescore,
     rewrite,
+    sweep,
     train,
     train_reward,
 )
@@ -43,6 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("train")(train.train)
+app.command("sweep")(sweep.sweep)
 app.command("eval")(evaluate.evaluate)
 app.command("rewrite")(rewrite.rewrite)
 app.command("pairs")(pairs.pairs)

@@ -154,8 +154,16 @@ def check_writable(config: RunConfig) -> Path:
 
 def new_run_folder(parent: Path, seed: int, config_hash: str) -> RunFolder:
     """Makes `<parent>/<UTC time>-s<seed>-<hash>`, with a number behind it where that exists already."""
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    base = f"{stamp}-s{seed}-{config_hash[:8]}"
+    return RunFolder(new_folder(parent, f"{utc_stamp()}-s{seed}-{config_hash[:8]}"))
+
+
+def utc_stamp() -> str:
+    """Returns the time of now as names of folders have it."""
+    return datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+
+
+def new_folder(parent: Path, base: str) -> Path:
+    """Makes `<parent>/<base>`, with a number behind it where that exists already."""
     number = 1
     while True:
         root = parent / (base if number == 1 else f"{base}-{number}")
@@ -168,7 +176,7 @@ def new_run_folder(parent: Path, seed: int, config_hash: str) -> RunFolder:
             continue
         except OSError as error:
             raise unwritable(root, error) from error
-        return RunFolder(root)
+        return root
 
 
 def unwritable(path: Path, error: OSError) -> RunError:

@@ -130,25 +130,14 @@ def budget_is_short(
     """Returns whether the next iteration and the final choice on dev might not fit into what is left.
 
     Calls are counted at the most they can be. Tokens and money are taken at what a call has cost so far. Before the
-    first iteration the final choice is left out: a run that has scored nothing has nothing to choose from.
+    first iteration the final choice is left out: a run that has scored nothing has nothing to choose from. Not so
+    where the budget is shared: others have more use for calls that would end without a choice. What fits is then set
+    aside, so that no other run spends it.
     """
     needed = iteration_calls(config, task, iteration, judged)
-    if num_prompts:
+    if num_prompts or ledger.is_shared:
         needed += final_calls(config, task, num_prompts + prompts_at(config, iteration), judged)
-    left = ledger.remaining_calls()
-    if left is not None and left < needed:
-        return True
-    snapshot = ledger.snapshot()
-    used, paid, limits = snapshot["used"], snapshot["paid"], snapshot["limits"]
-    if not used["calls"]:
-        return False
-    for limit, spent in (
-        (limits["max_target_tokens"], used["tokens"]),
-        (limits["max_cost_usd"], paid["cost_usd"]),
-    ):
-        if limit is not None and spent + needed * spent / used["calls"] > limit:
-            return True
-    return False
+    return not ledger.afford(needed)
 
 
 def _samples(config: RunConfig) -> int:

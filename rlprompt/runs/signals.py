@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -48,3 +49,25 @@ class StopSignals:
         if again:
             raise KeyboardInterrupt
         logger.warning("%s: stopping after this iteration; once more stops at once", signal.Signals(number).name)
+
+
+class StopFile(StopSignals):
+    """Watches a file in the place of signals, for a run in a process that Ctrl-C does not reach.
+
+    Args:
+        path: once it exists, the run stops after the iteration in progress; its text is the reason, "stop-file" where
+            it is empty.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def __enter__(self) -> StopFile:
+        """Installs nothing."""
+        return self
+
+    def hold(self) -> None:
+        """Looks for the file."""
+        if self.reason is None and self._path.exists():
+            self.reason = self._path.read_text(encoding="utf-8").strip() or "stop-file"

@@ -20,6 +20,7 @@ from rlprompt.runs.folder import (
     read_json,
     write_bytes,
     write_json,
+    writing_errors,
 )
 from rlprompt.runs.limits import NO_CALLS, check_first_iteration
 from rlprompt.runs.monitor import check_monitor
@@ -30,8 +31,9 @@ from rlprompt.runs.run import Run
 from rlprompt.runs.signals import StopSignals
 from rlprompt.runs.stages import Stage, build_stages, fit_stages, total_iterations
 from rlprompt.runs.tracking import Callback, TensorBoard
+from rlprompt.runs.trial import Trial
 from rlprompt.shipping import shipment
-from rlprompt.types import Target
+from rlprompt.types import SharedBudget, Target
 
 if TYPE_CHECKING:
     from rlprompt.policies import PromptPolicy, PromptTeam
@@ -50,6 +52,7 @@ def train(
     progress: bool = True,
     allow_modules: Sequence[str] = (),
     search_path: str | Path | None = None,
+    trial: Trial | None = None,
 ) -> RunResult:
     """Trains a policy, or searches, as the configuration says, and chooses the best prompt on dev.
 
@@ -62,6 +65,8 @@ def train(
         progress: whether to show progress on standard error.
         allow_modules: modules that names of the form my_module:my_name may come from.
         search_path: the folder of the user's configuration; modules beside it are allowed too.
+        trial: what a sweep says where and how; `resume` and `run.dir` mean nothing then. Whether there is something
+            left to do is the sweep's to know.
 
     Returns:
         The result, with the exit code of the command line.
@@ -71,27 +76,26 @@ def train(
         RunError: the run folder cannot be written; CheckpointError: no checkpoint of it is whole.
         TooManyFailuresError: the share of failed samples passed `run.max_failed_fraction`; everything is saved.
     """
-    parent = None
-    if resume is None:
-        parent = check_writable(config)
-    else:
-        finished = _already_finished(config, Path(resume))
+    folder = trial.folder if trial is not None else None if resume is None else RunFolder(Path(resume))
+    parent = check_writable(config) if folder is None else folder.root.parent
+    if trial is None and folder is not None:
+        finished = _already_finished(config, folder.root)
         if finished is not None:
             return finished
-    resumed = None if resume is None else RunFolder(Path(resume))
+    has_begun = folder is not None and folder.config.is_file()
+    if trial is not None and has_begun:
+        check_same_config(load_run(trial.folder.root).config, config)
+    shared = None if trial is None else trial.shared
     with ExitStack() as stack:
         target = stack.enter_context(_replicas(config, search_path))
-        stages, scorer, policy = _build(config, allow_modules, search_path, resumed, target)
-        if parent is not None:
-            folder = new_run_folder(parent, config.seed, config_hash(config))
-            if scorer.rewards.judge_calls != NO_CALLS:
-                write_json(folder.check, scorer.ledger.state_dict())
-        else:
-            folder = RunFolder(Path(str(resume)))
+        stages, scorer, policy = _build(config, allow_modules, search_path, folder, target, shared)
+        if folder is None or not has_begun:
+            folder = _begin(folder, parent, config, scorer)
+        stack.callback(scorer.ledger.give_back)
         stack.enter_context(only_writer(folder.root))
-        signals = stack.enter_context(StopSignals())
+        signals = stack.enter_context(StopSignals() if trial is None else trial.signals)
         run = Run(folder, config, scorer, policy, signals=signals, callbacks=_callbacks(config, folder, progress))
-        if resume is not None:
+        if has_begun:
             _restore(run)
         _describe(run, scorer)
         run.start()
@@ -118,12 +122,25 @@ def _replicas(config: RunConfig, search_path: str | Path | None) -> Iterator[Tar
         pool.close()
 
 
+def _begin(folder: RunFolder | None, parent: Path, config: RunConfig, scorer: Scorer) -> RunFolder:
+    """Makes the run folder: the one that a sweep wants, or a new one in `parent`."""
+    if folder is None:
+        folder = new_run_folder(parent, config.seed, config_hash(config))
+    else:
+        with writing_errors(folder.root):
+            folder.root.mkdir(parents=True, exist_ok=True)
+    if scorer.rewards.judge_calls != NO_CALLS:
+        write_json(folder.check, scorer.ledger.state_dict())
+    return folder
+
+
 def _build(
     config: RunConfig,
     allow_modules: Sequence[str],
     search_path: str | Path | None,
-    resumed: RunFolder | None,
+    known: RunFolder | None,
     target: Target | None,
+    shared: SharedBudget | None,
 ) -> tuple[list[Stage], Scorer, PromptPolicy | PromptTeam]:
     """Builds the parts of a run, stages, scorer and policy, and checks that they can work together."""
     from rlprompt.envs.contexts import MetaSettings
@@ -133,15 +150,15 @@ def _build(
     stages = build_stages(config, allow_modules=allow_modules, search_path=search_path)
     if config.env.kind not in ("token-prompt", "multi"):
         MetaSettings.from_config(config.env).load()  # a wrong meta-prompt is told of before there is a folder
-    scorer = build_scorer(config, allow_modules=allow_modules, search_path=search_path, target=target)
-    check_monitor(config.monitor, scorer.rewards)
-    _check_rewards(scorer, resumed)
-    spent = scorer.ledger.snapshot()["used"]["calls"]
-    check_first_iteration(config, scorer.task, scorer.rewards.judge_calls, spent)
     code: dict[str, Any] = {
         "allow_modules": tuple(allow_modules),
         "search_path": None if search_path is None else Path(search_path),
     }
+    scorer = build_scorer(config, **code, target=target, shared=shared)
+    check_monitor(config.monitor, scorer.rewards)
+    _check_rewards(scorer, known)
+    spent = scorer.ledger.snapshot()["used"]["calls"]
+    check_first_iteration(config, scorer.task, scorer.rewards.judge_calls, spent)
     if config.env.kind == "multi":
         from rlprompt.envs.configured import configured_game
         from rlprompt.policies import configured_team
@@ -152,13 +169,13 @@ def _build(
     return stages, scorer, policy
 
 
-def _check_rewards(scorer: Scorer, resumed: RunFolder | None) -> None:
+def _check_rewards(scorer: Scorer, folder: RunFolder | None) -> None:
     """Tries the rewards. What judges said to it before there was the folder, they are not asked, or charged, again."""
     from rlprompt.rewards import check_rewards
 
-    known = resumed is not None and resumed.check.exists()
-    if resumed is not None and known:
-        scorer.ledger.load_state_dict(read_json(resumed.check, "what the check of the rewards spent"))
+    known = folder is not None and folder.check.exists()
+    if folder is not None and known:
+        scorer.ledger.load_state_dict(read_json(folder.check, "what the check of the rewards spent"))
     try:
         check_rewards(scorer.rewards, scorer.task, spending=not known)
     except BudgetExceededError as error:

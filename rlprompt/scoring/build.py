@@ -17,7 +17,7 @@ from rlprompt.scoring.scorer import Scorer
 from rlprompt.targets import target_from_config, target_prices
 from rlprompt.targets.ledger import Ledger
 from rlprompt.tasks import Task, task_from_config
-from rlprompt.types import Json, Target
+from rlprompt.types import Json, SharedBudget, Target
 
 _SHARED: weakref.WeakValueDictionary[str, Scorer] = weakref.WeakValueDictionary()
 _INSTANCES = itertools.count()
@@ -38,6 +38,7 @@ def build_scorer(
     task: Task | None = None,
     target: Target | None = None,
     rewards: RewardSet | None = None,
+    shared: SharedBudget | None = None,
 ) -> Scorer:
     """Builds the scorer of a run and makes it reachable by its `spec`, so that envs in this process share it.
 
@@ -50,6 +51,7 @@ def build_scorer(
         task: used instead of the configured one (already loaded).
         target: used instead of the configured one (already loaded).
         rewards: used instead of the configured ones (already loaded).
+        shared: a budget that other runs spend, too.
     """
     target = target if target is not None else target_from_config(config.target)
     scorer = Scorer(
@@ -59,7 +61,7 @@ def build_scorer(
         if rewards is not None
         else RewardSet.from_config(config.reward, allow_modules=allow_modules, search_path=search_path),
         build_stabilisers(config.stabilisers, allow_modules=allow_modules, search_path=search_path),
-        ledger=Ledger(config.budget, prices=target_prices(target)),
+        ledger=Ledger(config.budget, prices=target_prices(target), shared=shared),
         calibration=config.calibration,
         seed=config.seed,
         compose=config.env.compose if config.env.per_input else "replace",

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rlprompt.errors import BudgetExceededError, CheckpointError, ConfigError, did_you_mean
-from rlprompt.types import Json, TargetOutput
+from rlprompt.types import Json, SharedBudget, TargetOutput
 
 if TYPE_CHECKING:
     from rlprompt.config import BudgetConfig
@@ -215,16 +215,26 @@ class Ledger:
             `max_cost_usd` what is paid. `max_wall_s` is only reported here: the run watches the clock.
         prices: listed prices by model name; the name of a role ("target", "judge", "proposer") stands for the
             calls of that role that name no model.
+        shared: a budget that other runs spend, too; it is asked beside the run's own.
 
     Raises:
         ConfigError: `max_cost_usd` is set and no price is known.
     """
 
-    def __init__(self, budget: BudgetConfig | None = None, *, prices: Mapping[str, Price] | None = None) -> None:
+    def __init__(
+        self,
+        budget: BudgetConfig | None = None,
+        *,
+        prices: Mapping[str, Price] | None = None,
+        shared: SharedBudget | None = None,
+    ) -> None:
         limits = {entry.name: getattr(budget, entry.name, None) for entry in fields(_Limits)}
         self._limits = _Limits(**limits)
         self._prices = dict(prices or {})
-        if self._limits.max_cost_usd is not None and not self._prices:
+        self._shared = shared
+        self._granted = (0, 0, 0)
+        self._limits_cost = self._limits.max_cost_usd is not None or (shared is not None and shared.limits_cost)
+        if self._limits_cost and not self._prices:
             raise ConfigError(_unknown_price("the target"))
         self._lock = threading.Lock()
         self._held = _Held()
@@ -258,7 +268,7 @@ class Ledger:
         reservation = Reservation(self, _estimates(calls, tokens), role=role, phase=phase, price=price)
         with self._lock:
             if phase != TEST_PHASE:
-                self._check(reservation)
+                self._secure(reservation.calls, reservation.tokens, reservation.cost_pico)
                 self._held.calls += reservation.calls
                 self._held.tokens += reservation.tokens
                 self._held.cost_pico += reservation.cost_pico
@@ -266,7 +276,7 @@ class Ledger:
 
     def check_price(self, price: Price | None, whose: str) -> None:
         """Raises ConfigError where `max_cost_usd` is set and this price is None."""
-        if price is None and self._limits.max_cost_usd is not None:
+        if price is None and self._limits_cost:
             raise ConfigError(_unknown_price(whose))
 
     def charge_unknown(self, charges: Sequence[Charge]) -> None:
@@ -293,6 +303,35 @@ class Ledger:
             return None
         with self._lock:
             return max(self._limits.max_target_calls - self._total().calls - self._held.calls, 0)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other runs spend of the same budget."""
+        return self._shared is not None
+
+    def afford(self, calls: int) -> bool:
+        """Returns whether so many more calls fit into what is left; of a shared budget, they are then set aside.
+
+        Tokens and money are taken at what a call has cost so far.
+        """
+        with self._lock:
+            used = self._total()
+            spent = (used.tokens, used.cost_pico)
+            tokens, cost_pico = (-(-amount * calls // used.calls) if used.calls else 0 for amount in spent)
+            try:
+                self._secure(calls, tokens, cost_pico)
+            except BudgetExceededError:
+                return False
+            return True
+
+    def give_back(self) -> None:
+        """Returns what the run has not spent of its grant to the shared budget; without one it does nothing."""
+        if self._shared is None:
+            return
+        with self._lock:
+            used = self._total()
+            self._shared.settle(used.calls, used.tokens, used.cost_pico)
+            self._granted = (0, 0, 0)  # unknown from now on: the next reservation asks again
 
     def snapshot(self) -> Json:
         """Returns all sums as JSON values; everything but "test" and "by_phase" leaves the test phase out.
@@ -352,24 +391,36 @@ class Ledger:
 
     def _price(self, role: str, model: str | None) -> Price | None:
         price = self._prices.get(role if model is None else model)
-        if price is None and self._limits.max_cost_usd is not None:
+        if price is None and self._limits_cost:
             raise ConfigError(_unknown_price(f"the {role}" if model is None else f"'{model}'"))
         return price
 
-    def _check(self, wanted: Reservation) -> None:
-        used, limits = self._total(), self._limits
+    def _secure(self, calls: int, tokens: int, cost_pico: int) -> None:
+        """Raises BudgetExceededError where so much more does not fit; else a shared budget has granted it."""
+        used, held, limits = self._total(), self._held, self._limits
         cost = None if limits.max_cost_usd is None else math.floor(limits.max_cost_usd * _PICO)
-        for name, limit, spent, held, more, unit in (
-            ("max_target_calls", limits.max_target_calls, used.calls, self._held.calls, wanted.calls, 1),
-            ("max_target_tokens", limits.max_target_tokens, used.tokens, self._held.tokens, wanted.tokens, 1),
-            ("max_cost_usd", cost, used.cost_pico, self._held.cost_pico, wanted.cost_pico, _PICO),
+        for name, limit, spent, reserved, more, unit in (
+            ("max_target_calls", limits.max_target_calls, used.calls, held.calls, calls, 1),
+            ("max_target_tokens", limits.max_target_tokens, used.tokens, held.tokens, tokens, 1),
+            ("max_cost_usd", cost, used.cost_pico, held.cost_pico, cost_pico, _PICO),
         ):
-            if limit is not None and spent + held + more > limit:
-                amounts = [value if unit == 1 else round(value / unit, 6) for value in (more, spent, held, limit)]
+            if limit is not None and spent + reserved + more > limit:
+                amounts = [value if unit == 1 else round(value / unit, 6) for value in (more, spent, reserved, limit)]
                 raise BudgetExceededError(
                     "budget.{} would be overdrawn: {} wanted, {} used and {} reserved of {}; "
                     "raise the limit and resume".format(name, *amounts)
                 )
+        if self._shared is None:
+            return
+        wanted = (
+            used.calls + held.calls + calls,
+            used.tokens + held.tokens + tokens,
+            used.cost_pico + held.cost_pico + cost_pico,
+        )
+        if any(total > granted for total, granted in zip(wanted, self._granted, strict=True)):
+            self._shared.grant(*wanted)
+            calls, tokens, cost_pico = map(max, wanted, self._granted)
+            self._granted = (calls, tokens, cost_pico)
 
     def _close(self, reservation: Reservation, spent: _Meter, outputs: Sequence[TargetOutput]) -> None:
         with self._lock:

@@ -201,7 +201,7 @@ def test_more_cpus_than_the_connected_ray_has_are_refused_and_no_cluster_is_told
     present = ray.cluster_resources().get("GPU", 0)
     with pytest.raises(
         ConfigError,
-        match=rf"4 env runners and 0 target replicas need {4 * (present + 1):g} GPUs, but Ray has {present:g}",
+        match=rf"4 env runners need {4 * (present + 1):g} GPUs, but Ray has {present:g}",
     ):
         start_ray(RayConfig(num_env_runners=4, num_gpus_per_env_runner=present + 1))
     ray.shutdown()

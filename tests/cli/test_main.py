@@ -31,7 +31,7 @@ def _raises(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
 def test_without_arguments_the_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     shown = capsys.readouterr().out
-    for verb in ("train", "eval", "check", "judge-report", "list", "doctor", "init"):
+    for verb in ("train", "sweep", "eval", "check", "judge-report", "list", "doctor", "init"):
         assert f"\n  {verb} " in shown
 
 

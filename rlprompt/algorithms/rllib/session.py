@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,59 @@ def start_ray(settings: RayConfig, code: Sequence[Path] = ()) -> None:
     Raises:
         ConfigError: there is no cluster at the address, or the connected one has too few CPUs or GPUs.
     """
+    runners = Workers(
+        settings.num_env_runners, settings.num_cpus_per_env_runner, settings.num_gpus_per_env_runner, "env runners"
+    )
+    replicas = Workers(
+        settings.num_target_replicas,
+        settings.num_cpus_per_target_replica,
+        settings.num_gpus_per_target_replica,
+        "target replicas",
+        fewer="ray.num_target_replicas",
+        smaller="ray.num_{}s_per_target_replica",
+    )
+    store = None if runners.number or replicas.number else OBJECT_STORE_BYTES
+    join_ray(settings.address, [runners, replicas], code=code, object_store_bytes=store)
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Processes of one kind that there has to be room for."""
+
+    number: int
+    cpus: float
+    """Of each, as its GPUs."""
+    gpus: float
+    what: str
+    fewer: str = "ray.num_env_runners"
+    """The setting for their number."""
+    smaller: str = "ray.num_{}s_per_env_runner"
+    """The setting for the CPUs, or GPUs, of each."""
+
+
+def join_ray(
+    address: str,
+    workers: Sequence[Workers],
+    *,
+    code: Sequence[Path] = (),
+    object_store_bytes: int | None = OBJECT_STORE_BYTES,
+) -> None:
+    """Joins the cluster at an address, or starts Ray on this machine, for any workers; see `start_ray`.
+
+    Args:
+        address: as `ray.address`.
+        workers: that there has to be room for.
+        code: as of `start_ray`.
+        object_store_bytes: of a Ray that is started here; None is Ray's default.
+    """
     silence()
-    cpus = settings.num_cpus
+    cpus = sum(kind.number * kind.cpus for kind in workers)
     if ray.is_initialized() and _started_with and cpus > _started_with[0]:
         ray.shutdown()
     if not ray.is_initialized():
         _started_with.clear()
-        _connect(settings, cpus, code)
-    _check_resources(settings)
+        _connect(address, cpus, code, object_store_bytes)
+    _check_resources(workers)
 
 
 def silence() -> None:
@@ -53,16 +99,16 @@ def silence() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _connect(settings: RayConfig, cpus: float, code: Sequence[Path]) -> None:
+def _connect(address: str, cpus: float, code: Sequence[Path], object_store_bytes: int | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if settings.address != "local":
+    if address != "local":
         try:
-            _knock(settings.address)
+            _knock(address)
             sent = {"py_modules": [str(path) for path in code]} if code else None
-            ray.init(address=settings.address, runtime_env=sent, **quiet)
+            ray.init(address=address, runtime_env=sent, **quiet)
         except (OSError, RuntimeError, ValueError) as error:
             raise ConfigError(
-                f"no Ray cluster at ray.address={settings.address}: {' '.join(str(error).split())[:160]}; start one "
+                f"no Ray cluster at ray.address={address}: {' '.join(str(error).split())[:160]}; start one "
                 "with 'ray start --head', or use ray.address=local"
             ) from error
         return
@@ -73,7 +119,7 @@ def _connect(settings: RayConfig, cpus: float, code: Sequence[Path]) -> None:
             include_dashboard=False,
             _node_ip_address="127.0.0.1",
             num_cpus=given,
-            object_store_memory=None if settings.num_cpus else OBJECT_STORE_BYTES,
+            object_store_memory=object_store_bytes,
             **quiet,
         )
     _started_with.append(given)
@@ -125,14 +171,16 @@ def without_native_messages() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _check_resources(settings: RayConfig) -> None:
+def _check_resources(workers: Sequence[Workers]) -> None:
     """Ray would wait for what the cluster does not have; one that grows by itself has to have its nodes first."""
     present = ray.cluster_resources()
-    for name, needed in (("CPU", settings.num_cpus), ("GPU", settings.num_gpus)):
+    wanted = [kind for kind in workers if kind.number]
+    for name, each in (("CPU", [kind.cpus for kind in wanted]), ("GPU", [kind.gpus for kind in wanted])):
+        needed = sum(kind.number * amount for kind, amount in zip(wanted, each, strict=True))
         if needed > present.get(name, 0.0):
-            unit = f"ray.num_{name.lower()}s_per"
+            who = " and ".join(f"{kind.number} {kind.what}" for kind in wanted)
+            lower = " or ".join(f"{kind.fewer} or {kind.smaller.format(name.lower())}" for kind in wanted)
             raise ConfigError(
-                f"{settings.num_env_runners} env runners and {settings.num_target_replicas} target replicas need "
-                f"{needed:g} {name}s, but Ray has {present.get(name, 0.0):g}; lower their numbers, "
-                f"{unit}_env_runner or {unit}_target_replica, or join a larger cluster"
+                f"{who} need {needed:g} {name}s, but Ray has {present.get(name, 0.0):g}; lower {lower}, or join a "
+                "larger cluster"
             )
