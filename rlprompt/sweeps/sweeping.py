@@ -136,18 +136,12 @@ def sweep(
         trials = _continued(saved, settings, trials)
     configs = check_trials(base, settings, trials)
     folder = _new_folder(base, settings) if saved is None else saved.folder
-    job = Job(
-        folder,
-        tuple(config.model_dump(mode="json") for config in configs),
-        tuple(allow_modules),
-        None if search_path is None else Path(search_path).resolve(),
-        Path.cwd(),
-    )
-    with ExitStack() as stack:
-        stack.enter_context(only_writer(folder.root))
+    search_path = None if search_path is None else Path(search_path).resolve()
+    dumped = tuple(config.model_dump(mode="json") for config in configs)
+    job = Job(folder, dumped, tuple(allow_modules), search_path, Path.cwd())
+    with only_writer(folder.root):
         write_bytes(folder.settings, _dump(settings).encode())
-        session = _Session(job, settings, base, trials, 0.0 if saved is None else saved.seconds)
-        return session.run(progress)
+        return _Session(job, settings, base, trials, 0.0 if saved is None else saved.seconds).run(progress)
 
 
 @dataclass(frozen=True)

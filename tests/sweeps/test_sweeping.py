@@ -39,7 +39,7 @@ def start(runs: LocalRuns, tmp_path: Path) -> Start:
     def begin(resume: Path | None = None, base: dict[str, Any] | None = None, **keys: Any) -> SweepResult:
         run = {**SMALL["run"], "dir": str(tmp_path / "runs")}
         settings = parse_sweep({"base": {**SMALL, "run": run, **(base or {})}, **SEEDS, **keys}, source="sweep")
-        return sweep(settings, resume=resume, progress=False)
+        return sweep(settings, resume=resume, progress=False, search_path=Path(__file__).parents[1] / "runs")
 
     return begin
 
@@ -163,6 +163,25 @@ def test_a_budget_that_holds_for_no_trial_is_a_mistake(start: Start, asked: list
     with pytest.raises(ConfigError, match="the budget of the sweep is too small for one iteration and the choice"):
         start(budget={"max_target_calls": 23})
     assert asked == []
+
+
+def test_a_trial_whose_rewards_cannot_even_be_checked_waits_for_a_larger_budget(start: Start) -> None:
+    # The check shows the judge one prompt with each of the four inputs: 4 calls.
+    judged = {
+        "reward": [{"name": "rigged_rewards:Judged", "kwargs": {"show": ["input"]}}],
+        "algorithm": {"name": "random", "iterations": 1},
+    }
+    alone = start(base=judged, parameters={"seed": [0]}).granted_calls
+    result = start(base=judged, parameters={"seed": [0, 1]}, budget={"max_target_calls": alone + 3})
+    assert [(row.status, row.target_calls) for row in result.rows] == [("done", alone), ("budget", None)]
+    assert (result.exit_code, result.granted_calls) == (3, alone)
+    resumed = sweep(
+        resume=result.folder,
+        changes=[f"budget.max_target_calls={2 * alone}"],
+        progress=False,
+        search_path=Path(__file__).parents[1] / "runs",
+    )
+    assert [row.status for row in resumed.rows] == ["done", "done"]
 
 
 def test_ctrl_c_stops_all_trials_and_a_resumed_sweep_is_the_undisturbed_one(
