@@ -94,7 +94,7 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return texts
 
 
-def test_a_killed_and_resumed_run_equals_one_that_was_left_alone(
+def test_t4_a_killed_and_resumed_run_equals_one_that_was_left_alone(
     tmp_path: Path, start: Callable[..., RunResult], answered: list[str]
 ) -> None:
     whole = everything(start(folder=tmp_path / "whole").folder)
@@ -119,7 +119,7 @@ def test_a_killed_and_resumed_run_equals_one_that_was_left_alone(
         assert sorted(asked) == asked_alone, f"killed at {point} of {operations}"
 
 
-def test_a_run_killed_between_two_checkpoints_asks_for_nothing_twice(
+def test_t4_a_run_killed_between_two_checkpoints_asks_for_nothing_twice(
     tmp_path: Path, start: Callable[..., RunResult], answered: list[str]
 ) -> None:
     """No checkpoint within the run: all that the session before the kill has paid for stands in the journal only."""
