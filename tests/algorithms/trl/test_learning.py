@@ -1,4 +1,4 @@
-"""T15 on TRL: the planted prompt, one of 125,000, is found within a budget at which random search has not begun."""
+"""T15 on TRL: the planted prompt, one of 125,000, is found with calls for 625 of them."""
 
 from pathlib import Path
 from typing import Any
@@ -42,14 +42,19 @@ def run(folder: Path, algorithm: str, seed: int, **settings: Any) -> RunResult:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_t15_the_planted_prompt_is_found_where_random_search_fails(tmp_path: Path, algorithm: str) -> None:
-    # 2,500 calls pay for at most 625 prompts: random search finds the one in 125,000 with a probability of 0.5 %.
+def test_t15_the_planted_prompt_is_found(tmp_path: Path, algorithm: str) -> None:
+    target = PlantedTarget(length=LENGTH, vocabulary=VOCABULARY)
+    for seed in SEEDS:
+        result = run(tmp_path, algorithm, seed, **ALGORITHMS[algorithm])
+        assert result.target_calls <= BUDGET
+        assert result.best_prompt == target.optimum
+
+
+def test_t15_random_search_does_not_find_it_with_the_same_calls(tmp_path: Path) -> None:
+    # They pay for at most 625 prompts, and the probability to find one in 125,000 so is 0.5 %.
     assert 1 - (1 - VOCABULARY**-LENGTH) ** (BUDGET // EXAMPLES) < 0.006
     target = PlantedTarget(length=LENGTH, vocabulary=VOCABULARY)
     for seed in SEEDS:
-        trained = run(tmp_path, algorithm, seed, **ALGORITHMS[algorithm])
-        searched = run(tmp_path, "random", seed)
-        assert trained.target_calls <= BUDGET
-        assert searched.best_prompt is not None
-        assert trained.best_prompt == target.optimum
-        assert target.quality(searched.best_prompt) < 1
+        best = run(tmp_path, "random", seed).best_prompt
+        assert best is not None
+        assert target.quality(best) < 1
