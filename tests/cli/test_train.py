@@ -129,3 +129,12 @@ def test_rllib_samples_from_a_policy_of_the_users_own(
     assert main(["train", str(config), "--quiet", *([] if beside else ["--allow-module", module])]) == 0
     written = [record.prompt for record in load_run(_run(tmp_path)).prompts() if record.phase == "train"]
     assert written == ["w07 w07 w07"] * 4
+
+
+@pytest.mark.parametrize("mode", ["on", "off", "read-only"])
+def test_the_mode_of_the_cache_needs_no_quotes(
+    mode: str, small_config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """YAML reads on and off as truth values."""
+    assert main(["train", str(small_config()), f"target.cache={mode}", "--dry-run"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["target"]["cache"] == mode
