@@ -110,7 +110,7 @@ def left_alone(root: Path, server: PlantedServer, iterations: int) -> Calm:
         raise RunError(f"the run without a fault failed: {reason_in(root / 'calm.log')}")
     (folder,) = (runs / "killed").iterdir()
     events = [event for event in load_run(folder).events() if event["event"] == "iteration"]
-    seconds = sum(event["metrics"]["time/iteration_s"] for event in events) / len(events)
+    seconds = sum(event["time"]["iteration_s"] for event in events) / len(events)
     return Calm(folder, frozenset(server.calls), seconds)
 
 
