@@ -47,7 +47,7 @@ def cluster_for(fault: str) -> Iterator[Any]:
         return
     from ray.cluster_utils import Cluster
 
-    nodes = 2 if fault == "node" else 0
+    nodes = 3 if fault == "node" else 0  # one to spare: Ray starts nodes from the main thread only
     head = {"num_cpus": 0 if nodes else 2, "include_dashboard": False, "object_store_memory": STORE_BYTES}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(nodes):
@@ -69,17 +69,18 @@ def inject(fault: str, cluster: Any, seed: int) -> Any:
 
     if fault == "store":
         return [ray.put(np.zeros(STORE_BYTES // 4, dtype=np.uint8)) for _ in range(6)]
-    if fault == "node":
-        own = ray.get_runtime_context().get_node_id()  # they all have one address: the driver may be on any
-        others = [node for node in cluster.worker_nodes if node.node_id != own]
-        cluster.remove_node(random.Random(seed).choice(others), allow_graceful=False)
-        cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
-        return None
     from ray._private.state import actors
 
+    wanted = CLASSES[fault if fault in CLASSES else "runner"]
     alive = [actor for actor in actors().values() if actor["State"] == "ALIVE"]
-    pids = sorted(int(actor["Pid"]) for actor in alive if actor["ActorClassName"].endswith(CLASSES[fault]))
-    os.kill(random.Random(seed).choice(pids), signal.SIGKILL)
+    found = sorted((actor for actor in alive if actor["ActorClassName"].endswith(wanted)), key=lambda one: one["Pid"])
+    if fault != "node":
+        os.kill(int(random.Random(seed).choice(found)["Pid"]), signal.SIGKILL)
+        return None
+    own = ray.get_runtime_context().get_node_id()  # all nodes have one address: the driver may be on any
+    used = {actor["Address"]["NodeID"] for actor in found} - {own}
+    nodes = [node for node in cluster.worker_nodes if node.node_id in used]
+    cluster.remove_node(random.Random(seed).choice(nodes), allow_graceful=False)
     return None
 
 

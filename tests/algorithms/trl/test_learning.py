@@ -17,7 +17,7 @@ SEEDS = range(3)
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "grpo": {"scale_rewards": "batch"},
     "rloo": {},
-    "online-dpo": {"epochs": 4, "pairs_per_input": 16},
+    "online-dpo": {"iterations": 10, "epochs": 4, "pairs_per_input": 16},
 }
 
 
