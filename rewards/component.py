@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from rlprompt.config import RewardConfig, describe
 from rlprompt.errors import BudgetExceededError, ConfigError, RewardError, RLPromptError, did_you_mean
+from rlprompt.redaction import redact
 from rlprompt.registry import resolve
 from rlprompt.rewards.adapters import ADAPTER_KEYWORDS, adapt
 from rlprompt.rewards.arguments import check_arguments, parameters, takes
@@ -404,5 +405,5 @@ def _article(value: Any) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = redact(" ".join(str(error).split()))
     return text if len(text) <= _MESSAGE_CHARACTERS else text[:_MESSAGE_CHARACTERS] + "..."

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from rlprompt.agents import AgentConfig, TeamConfig, check_names
 from rlprompt.cluster import RayConfig, check_ray
 from rlprompt.errors import ConfigError, did_you_mean
+from rlprompt.sections import CacheMode
 from rlprompt.sections import Section as Section
 
 Range = tuple[float, float]
@@ -69,7 +70,7 @@ class TargetConfig(Section):
     """"auto": bfloat16 where the device computes it faster (AVX512-BF16, AMX, CUDA), else float32."""
     device: str = "auto"
     revision: str | None = None
-    cache: Literal["on", "read-only", "refresh", "off"] = "off"
+    cache: CacheMode = "off"
     """The SQLite cache of answers, shared between runs."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the target, for example `base_url` or `kv_cache_bytes`."""

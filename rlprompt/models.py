@@ -323,6 +323,12 @@ def _check_folder(name: str, folder: Path) -> None:
                 f"model '{name}': {folder / file} asks to run code that comes with the model (auto_map), which is "
                 "never done; use a model of an architecture that transformers has"
             )
+    if (folder / "adapter_config.json").exists():
+        # transformers would load the model that this file names instead, which nobody has looked at
+        raise ConfigError(
+            f"model '{name}': {folder} holds an adapter (adapter_config.json) of another model; merge it into that "
+            "model and give the merged folder"
+        )
     if not (folder / "config.json").is_file():
         raise ModelNotFoundError(f"model '{name}': {folder} has no config.json; give the folder of a saved model")
     if not any(folder.glob("*.safetensors")):

@@ -17,6 +17,7 @@ UNSAFE = {
     "eval or exec": r"(?<![\w.])(eval|exec)\(",
     "unsafe YAML": r"\byaml\.(load|load_all|full_load|unsafe_load)\(",
     "a shell": r"shell\s*=\s*True|\bos\.(system|popen)\(",
+    "archives, whose names may lead elsewhere": r"\b(tarfile|zipfile|unpack_archive)\b",
     "remote code": r"trust_remote_code\s*=\s*True",
     "the global generator": r"\b(np|numpy)\.random\.(seed|rand|randn|randint|choice|shuffle|permutation)\("
     r"|\btorch\.manual_seed\(|\brandom\.(seed|random|choice|shuffle|randint)\(",
@@ -60,6 +61,7 @@ def test_t1_nothing_unsafe_is_in_the_package(what: str) -> None:
         ("eval or exec", "x = eval(text)"),
         ("unsafe YAML", "yaml.load(text)"),
         ("a shell", "subprocess.run(line, shell=True)"),
+        ("archives, whose names may lead elsewhere", "import tarfile"),
         ("remote code", "from_pretrained(name, trust_remote_code=True)"),
         ("the global generator", "np.random.seed(0)"),
     ],

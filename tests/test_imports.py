@@ -18,6 +18,7 @@ FOLDERS = {
 FLOOR = {
     "errors": 0,
     "types": 0,
+    "redaction": 0,
     "seeding": 0,
     "registry": 0,
     "shipping": 0,

@@ -24,6 +24,7 @@ from rlprompt.models import (
     pick_dtype,
     resolve_model,
 )
+from rlprompt.planted_models import planted_model
 
 
 def _save(folder: Path, **changes: Any) -> Path:
@@ -43,6 +44,16 @@ def _save(folder: Path, **changes: Any) -> Path:
         }
         LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).save_pretrained(folder)
     return folder
+
+
+def _word_tokenizer(words: int) -> Any:
+    """A transformers tokenizer with the words of `planted-N`."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    known = {f"w{number:02d}": number for number in range(words)} | {"<eos>": words}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(known, unk_token="<eos>")), eos_token="<eos>")
 
 
 @pytest.fixture
@@ -70,7 +81,7 @@ class TestNames:
         with pytest.raises(ModelNotFoundError, match="no such folder, and it is no hub id"):
             resolve_model(name)
 
-    def test_a_hub_id_is_asked_for_its_revision_and_only_for_plain_files(
+    def test_t2_a_hub_id_is_asked_for_its_revision_and_only_for_plain_files(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         import huggingface_hub
@@ -89,6 +100,28 @@ class TestNames:
         assert (reference.source, reference.revision, reference.sha256) == ("hub", "0123abc", None)
         assert (asked["name"], asked["revision"], asked["local_files_only"]) == ("someone/model", "v1", False)
         assert not any(pattern.endswith((".py", ".bin", ".pt", "*")) for pattern in asked["allow_patterns"])
+
+    def test_t2_the_commit_that_a_branch_stood_for_is_written_down(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """In a run's environment.json, which holds the target's identity, and in a policy's description."""
+        import huggingface_hub
+
+        from rlprompt.config import PolicyConfig
+        from rlprompt.policies import build_policy
+        from rlprompt.runs.environment import describe_environment
+        from rlprompt.targets import load_target
+
+        folder = tmp_path / "0123abc"
+        planted_model(20).save_pretrained(folder)
+        _word_tokenizer(20).save_pretrained(folder)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(folder))
+        target = load_target("someone/model", revision="main", device="cpu")
+        assert describe_environment(target)["target"]["revision"] == "0123abc"
+        config = PolicyConfig(model="someone/model", revision="main", kwargs={"hidden": 4})
+        build_policy(config, prompt_length=2, seed=0).save(tmp_path / "policy")
+        base = json.loads((tmp_path / "policy" / "policy.json").read_text())["base"]
+        assert (base["name"], base["revision"]) == ("someone/model", "0123abc")
 
     def test_a_model_that_is_not_installed_says_how_to_install_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -130,7 +163,19 @@ class TestFolders:
                 load(str(folder))
         assert not canary.exists()
 
-    def test_pickled_weights_are_not_read(self, tmp_path: Path) -> None:
+    def test_t2_an_adapter_cannot_name_another_model_that_is_loaded_instead(self, tmp_path: Path) -> None:
+        folder, other = _save(tmp_path / "model"), _save(tmp_path / "other")
+        canary = tmp_path / "canary"
+        (other / "code.py").write_text(f"open({str(canary)!r}, 'w')\n")
+        content = json.loads((other / "config.json").read_text())
+        (other / "config.json").write_text(json.dumps({**content, "auto_map": {"AutoModelForCausalLM": "code.Model"}}))
+        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(other)}))
+        for load in (resolve_model, load_frozen, load_tokenizer, load_config):
+            with pytest.raises(ConfigError, match=r"holds an adapter .* of another model; merge it"):
+                load(str(folder))
+        assert not canary.exists()
+
+    def test_t1_pickled_weights_are_not_read(self, tmp_path: Path) -> None:
         folder = _save(tmp_path / "model")
         (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
         with pytest.raises(ModelNotFoundError, match=r"has no \*.safetensors"):

@@ -1,10 +1,13 @@
 """The installed namespace, the folders of the repository, the lock and the Makefile must not drift apart."""
 
+import importlib.metadata
 import re
 import tomllib
 from pathlib import Path
 
 import pytest
+
+from rlprompt.cli.doctor import REQUIRED
 
 ROOT = Path(__file__).parents[1]
 MAPPED = {"rlprompt.envs": "envs", "rlprompt.policies": "policies", "rlprompt.rewards": "rewards"}
@@ -93,6 +96,26 @@ def test_the_second_environment_has_the_newest_gymnasium_and_no_ray() -> None:
     assert lock["torch"] == "2.13.0"
     assert "ray" not in lock
     assert _lock()["gymnasium"] == "1.2.2"
+
+
+def test_t2_the_lowest_versions_have_no_known_way_to_run_code() -> None:
+    """The reasons stand in pyproject.toml; what is installed here is checked too, and `doctor` asks for the same."""
+    floors = {
+        "torch": (2, 6),
+        "transformers": (5, 3),
+        "sentence-transformers": (6,),
+        "datasets": (4,),
+        "pyarrow": (14, 0, 1),
+        "ray": (2, 52),
+    }
+    found = (re.match(r"([\w.-]+)(?:\[\w+\])?>=([\d.]+)", line) for line in PROJECT["project"]["dependencies"])
+    lowest = {match[1]: match[2] for match in found if match is not None}
+    for name, floor in floors.items():
+        assert tuple(map(int, lowest[name].split("."))) >= floor, name
+        installed = re.findall(r"\d+", importlib.metadata.version(name).partition("+")[0])
+        assert tuple(map(int, installed)) >= floor, name
+        if name in REQUIRED:
+            assert REQUIRED[name][0] >= floor, name
 
 
 @pytest.mark.parametrize("target", ["quickstart", "test", "reference", "bench", "lint", "wheel", "lock"])

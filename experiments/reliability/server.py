@@ -35,6 +35,7 @@ class PlantedServer:
         self._target = PlantedTarget(**planted)
         self._latency_s = latency_s
         self._lock = threading.Lock()
+        self._refuses_until = 0.0
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients are killed
@@ -56,6 +57,15 @@ class PlantedServer:
         """Stops answering."""
         self._server.shutdown()
         self._server.server_close()
+
+    def refuse(self, seconds: float) -> None:
+        """Answers every call that comes within so many seconds with 503, uncounted."""
+        self._refuses_until = time.monotonic() + seconds
+
+    @property
+    def is_refusing(self) -> bool:
+        """Whether calls are refused now."""
+        return time.monotonic() < self._refuses_until
 
     def reply(self, body: dict[str, Any]) -> dict[str, Any]:
         """Counts a call and answers it."""
@@ -80,8 +90,10 @@ class PlantedServer:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                content = json.dumps(server.reply(body)).encode()
-                self.send_response(200)
+                status = 503 if server.is_refusing else 200
+                reply = server.reply(body) if status == 200 else {"error": {"message": "out of order"}}
+                content = json.dumps(reply).encode()
+                self.send_response(status)
                 self.send_header("content-type", "application/json")
                 self.send_header("content-length", str(len(content)))
                 self.end_headers()

@@ -11,6 +11,8 @@ from typing import Any
 
 import typer
 
+from rlprompt.redaction import redact
+
 
 def say(text: str = "") -> None:
     """Prints a line of the result on standard output."""
@@ -23,8 +25,8 @@ def note(text: str) -> None:
 
 
 def say_error(message: str) -> None:
-    """Prints "error: ..." on standard error, as one line whatever the message holds."""
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    """Prints "error: ..." on standard error, as one line without secrets whatever the message holds."""
+    typer.echo(f"error: {redact(' '.join(message.split()))}", err=True)
 
 
 def say_json(value: Any) -> None:

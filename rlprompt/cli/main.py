@@ -31,6 +31,7 @@ from rlprompt.cli import (
 )
 from rlprompt.cli.console import say_error
 from rlprompt.errors import ConfigError, RLPromptError
+from rlprompt.redaction import RedactingFormatter
 
 # Typer brings its own copy of click's classes; the base of its usage errors is not exported by name.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -123,5 +124,7 @@ def _start_logging() -> bool:
     levels = logging.getLevelNamesMapping()
     if name not in levels:
         raise ConfigError(f"RLPROMPT_LOG_LEVEL is '{name.lower()}'; use debug, info, warning or error")
-    logging.basicConfig(level=levels[name], stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(RedactingFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=levels[name], handlers=[handler])
     return levels[name] <= logging.DEBUG

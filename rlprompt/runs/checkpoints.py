@@ -41,6 +41,8 @@ FORMAT = 1
 _STATE = "state.json"
 _TENSORS = "state.safetensors"
 _CHECKSUMS = "checksums.json"
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RuntimeError)
+"""What a file of another shape than ours may lead to; nesting without end is a RuntimeError."""
 _SAME_WIDTH = {1: "uint8", 2: "int16", 4: "int32", 8: "int64"}
 
 
@@ -204,8 +206,10 @@ def load_checkpoint(path: Path) -> Json:
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise CheckpointError(f"{path} is of another format than {FORMAT}; use the rlprompt that wrote it")
         arrays = safetensors.numpy.load_file(path / _TENSORS)
-        state: Json = decode(document["state"], arrays)
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        state = decode(document["state"], arrays)
+        if not isinstance(state, dict):
+            raise CheckpointError(f"{path} holds no state; put it back, or start a new run")
+    except (OSError, *_MALFORMED, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     return state
 
@@ -245,7 +249,7 @@ def _verify(path: Path) -> None:
         raise CheckpointError(f"{path} is a link; a checkpoint must lie in the run folder itself")
     try:
         sums = json.loads((path / _CHECKSUMS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path / _CHECKSUMS} cannot be read: {error}") from error
     found = {_relative(file, path): file for file in _files(path) if file != path / _CHECKSUMS}
     if not isinstance(sums, dict) or set(sums) != set(found):

@@ -214,6 +214,13 @@ def _means(values: FloatArray) -> FloatArray:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
+_ANSWER_COLUMNS = frozenset(
+    (
+        *("prompt_id", "example_id", "sample", "text", "choice_logprobs", "logprob"),
+        *("prompt_tokens", "completion_tokens", "cached", "failure"),
+    )
+)
+"""Those that every part of `outputs/` has; older ones lack payloads."""
 _PROMPT_TYPES = {
     "prompt_id": "string",
     "prompt": "string",
@@ -329,6 +336,8 @@ def read_answers(path: Path, prompts: Mapping[str, str]) -> Iterator[Answer]:
     for row in _read(path):
         if row.get("prompt_id") not in prompts:
             raise RunError(f"{path} has an answer for prompt {row.get('prompt_id')}, which prompts/ does not know")
+        if missing := _ANSWER_COLUMNS - row.keys():
+            raise RunError(f"{path} lacks the columns {sorted(missing)}")
         failure, logprobs, payload = row["failure"], row["choice_logprobs"], row.get("payload")
         output = TargetOutput(
             text=row["text"],

@@ -138,7 +138,7 @@ def test_log_probabilities_are_those_of_the_masked_distribution() -> None:
     assert torch.isfinite(masked_logits(logits, nothing)).all()
 
 
-def test_advantages_equal_those_of_the_batch_without_the_failed_prompts() -> None:
+def test_t7_advantages_equal_those_of_the_batch_without_the_failed_prompts() -> None:
     whole, failing = make_config(), make_config(target={"kwargs": {"length": 3, "vocabulary": 50, "failure_rate": 0.1}})
     run = FakeRun(failing)
     engine = Engine(run)  # type: ignore[arg-type]

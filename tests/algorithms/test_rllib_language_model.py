@@ -124,7 +124,7 @@ def gradients(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> dict[str, t
     ],
     ids=["PPO", "REINFORCE"],
 )
-def test_runs_of_rows_add_up_to_the_gradient_of_the_batch(
+def test_t6_runs_of_rows_add_up_to_the_gradient_of_the_batch(
     algorithm: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config({"epochs": 1, "minibatch_size": None, **algorithm}, env={"eos": True, "prompt_length": 4})

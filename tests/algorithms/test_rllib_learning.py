@@ -56,7 +56,7 @@ def chance_of_random_search() -> float:
 @pytest.mark.ray
 @pytest.mark.parametrize("landscape", ["separable", "chained"])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_the_planted_prompt_is_found_in_four_of_five_seeds(tmp_path: Path, algorithm: str, landscape: str) -> None:
+def test_t15_the_planted_prompt_is_found_in_four_of_five_seeds(tmp_path: Path, algorithm: str, landscape: str) -> None:
     assert chance_of_random_search() < 0.2
     found = 0
     for seed in SEEDS:

@@ -136,7 +136,7 @@ def test_t9_an_env_runner_that_is_killed_comes_back_with_the_weights_of_now_and_
     engine.close()
 
 
-def test_runners_that_are_lost_too_often_end_the_run_with_one_sentence(capfd: pytest.CaptureFixture[str]) -> None:
+def test_t9_runners_that_are_lost_too_often_end_the_run_with_one_sentence(capfd: pytest.CaptureFixture[str]) -> None:
     engine = Engine(FakeRun(make_config(ray={"num_env_runners": 2, "max_num_env_runner_restarts": 0})))  # type: ignore[arg-type]
     engine.iterate(0)
     ray.kill(runner_actors(engine)[0], no_restart=False)

@@ -1,5 +1,6 @@
 """Every mistake that the command line meets: one line, exit code 2 or 1 as fits, nothing lost."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -138,6 +139,70 @@ def test_t3_code_outside_the_folder_is_not_imported(
     verb: str, small_config: Config, capfd: pytest.CaptureFixture[str]
 ) -> None:
     _fails([verb, str(small_config(reward=[{"name": "os:system"}]))], 2, ["os:system", "--allow-module os"], capfd)
+
+
+TRAPS = {
+    "a reward by _target_": "reward=[{_target_: os.system}]",
+    "a reward with _target_": "reward=[{name: gap, kwargs: {_target_: os.system}}]",
+    "a policy with _target_": "policy._target_=os.system",
+    "policy kwargs with _target_": "policy.kwargs._target_=os.system",
+    "a target with _target_": "target.kwargs._target_=os.system",
+    "a stabiliser by _target_": "stabilisers=[{_target_: os.system}]",
+    "an algorithm of the system": "algorithm.name=os:system",
+    "a policy of the system": "policy.kind=os:system",
+    "a target of the system": "target.name=os:system",
+    "a stabiliser of the system": "stabilisers=[{name: 'os:system'}]",
+    "a reward in the folder above": "reward=[{name: '..trap_above:score'}]",
+    "a reward by its path": "reward=[{name: '../trap_above:score'}]",
+    "an algorithm by its path": "algorithm.name=../trap_above:score",
+    "a Python object": "task.name=!!python/object/apply:os.system ['touch canary']",
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("trap", TRAPS)
+def test_t3_a_configuration_cannot_name_code_elsewhere(
+    verb: str,
+    trap: str,
+    small_config: Config,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    canary = tmp_path / "canary"
+    code = f"open({str(canary)!r}, 'w')\n\ndef score(*, outputs, **columns):\n    return [1.0 for _ in outputs]\n"
+    (tmp_path / "trap_above.py").write_text(code)
+    config = tmp_path / "below" / "small.yaml"
+    config.parent.mkdir()
+    small_config().rename(config)
+    _fails([verb, str(config), TRAPS[trap]], 2, [], capfd)
+    assert not canary.exists()
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "..", "a/b", ""])
+def test_t3_the_name_of_a_run_leads_nowhere_else(
+    name: str, small_config: Config, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    _fails(["train", str(small_config(name=name)), "--quiet"], 2, ["is no folder name"], capfd)
+    assert [path.name for path in tmp_path.iterdir()] == ["small.yaml"]
+
+
+def test_t3_a_linked_checkpoint_is_not_resumed_from(
+    tmp_path: Path, small_config: Config, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = str(small_config())
+    assert main(["train", config, "--quiet"]) == 0
+    (run,) = (tmp_path / "runs").glob("*/*")
+    *older, newest = sorted(run.glob("checkpoint-*"))
+    for path in older:
+        shutil.rmtree(path)
+    newest.rename(tmp_path / "elsewhere")
+    newest.symlink_to(tmp_path / "elsewhere")
+    longer = ["train", config, "algorithm.iterations=4", "--resume", str(run), "--quiet"]
+    _fails(longer, 1, [newest.name, "is a link"], capfd)
+    assert (tmp_path / "elsewhere" / "state.json").is_file()
 
 
 def test_a_run_folder_that_cannot_be_written(

@@ -66,7 +66,7 @@ def test_a_target_that_never_answers_fails_the_check(
     assert "error: all 4 scored examples failed: " in capsys.readouterr().err
 
 
-def test_a_reward_beside_the_configuration_is_found_and_tried(
+def test_t3_a_reward_beside_the_configuration_is_found_and_tried(
     small_config: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "check_reward_here.py").write_text(
@@ -77,7 +77,7 @@ def test_a_reward_beside_the_configuration_is_found_and_tried(
     assert "check_reward_here:mine 1 1.5000 1.5000 1.5000" in shown
 
 
-def test_code_elsewhere_needs_an_allowance(
+def test_t3_code_elsewhere_needs_an_allowance(
     small_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = str(small_config(reward=[{"name": "os:system"}]))

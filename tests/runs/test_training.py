@@ -155,7 +155,7 @@ def test_the_environment_is_recorded_without_its_variables(start: Start, monkeyp
 # --- budget ---
 
 
-def test_the_budget_stops_the_run_and_is_never_overdrawn(start: Start, whole: Json) -> None:
+def test_t10_the_budget_stops_the_run_and_is_never_overdrawn(start: Start, whole: Json) -> None:
     result = start("budget.max_target_calls=90")
     assert (result.stop_reason, result.exit_code, result.selected_on) == ("budget", 3, "dev")
     assert 0 < result.iterations < 7
@@ -278,7 +278,7 @@ def test_a_run_outside_of_the_main_thread_works_without_handlers(start: Start) -
 # --- failures and errors ---
 
 
-def test_too_many_failures_stop_the_run_with_everything_saved(start: Start, tmp_path: Path) -> None:
+def test_t7_too_many_failures_stop_the_run_with_everything_saved(start: Start, tmp_path: Path) -> None:
     overrides = ("target.kwargs.failure_rate=0.9", "selection.every=null", "run.checkpoint_every=100")
     with pytest.raises(TooManyFailuresError, match=r"of 64 samples failed, more than run\.max_failed_fraction = 0\.2"):
         start(*overrides)
@@ -336,7 +336,7 @@ def test_an_unwritable_folder_is_a_one_line_error_before_anything_is_loaded(star
         start("target.name=planted:no-such-landscape", folder=tmp_path / "file")
 
 
-def test_code_that_is_not_beside_the_configuration_is_not_imported(tiny: types.ModuleType, tmp_path: Path) -> None:
+def test_t3_code_that_is_not_beside_the_configuration_is_not_imported(tiny: types.ModuleType, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="outside the configuration's folder"):
         train(tiny.make_config(tmp_path), progress=False)
 

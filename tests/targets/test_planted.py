@@ -247,7 +247,7 @@ def test_seeds_plant_different_prompts_and_the_identity_tells_targets_apart():
     assert PlantedTarget(latency_s=0.1).identity == PlantedTarget().identity
 
 
-def test_answers_do_not_depend_on_the_hash_seed_or_the_process():
+def test_t5_answers_do_not_depend_on_the_hash_seed_or_the_process():
     code = (
         "from rlprompt.targets.planted import PlantedTarget as T; from rlprompt.types import *;"
         "t = T('pairs', noise=0.3); r = TargetRequest(Rendered(text='item 5 w01'), choices=('a', 'b'));"

@@ -74,7 +74,7 @@ def test_a_card_that_does_not_fit_is_refused_in_one_line(
 @pytest.mark.parametrize(
     "text", ["a: [", "- a\n- b\n", "", "!!python/object/apply:os.system ['touch canary']", "1: x\n"]
 )
-def test_yaml_that_is_no_mapping_is_refused_and_runs_nothing(
+def test_t3_yaml_that_is_no_mapping_is_refused_and_runs_nothing(
     tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

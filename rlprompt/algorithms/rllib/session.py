@@ -112,6 +112,8 @@ def _connect(address: str, cpus: float, code: Sequence[Path], object_store_bytes
                 "with 'ray start --head', or use ray.address=local"
             ) from error
         return
+    # Ray's own process reports on the cluster to its makers, without a dashboard too, unless it is told not to.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     given = max(os.cpu_count() or 1, math.ceil(cpus))  # more runners than cores are slow, not wrong
     with _loopback_only():
         ray.init(

@@ -51,7 +51,7 @@ def test_eos_may_not_be_first_and_a_word_may_not_come_twice() -> None:
     assert different.log_probs[0].exp().tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 2])  # two words and EOS; one
 
 
-def test_padding_on_either_side_changes_nothing() -> None:
+def test_t6_padding_on_either_side_changes_nothing() -> None:
     model = make_model("causal-lm").eval()
     alone = model(*labelled([0, 1, 2, 0, 1], scored=2))
     ids = torch.tensor([[9, 9, 0, 1, 2, 0, 1, 9], [0, 1, 2, 0, 2, 1, 1, 2]]).clamp(max=EOS)

@@ -74,7 +74,7 @@ def expected(run: ToyRun, algorithm: str, scale: str, kl_in: str) -> np.ndarray:
     ("algorithm", "scale", "kl_in"),
     [("rloo", "none", "loss"), ("grpo", "none", "loss"), ("grpo", "none", "reward"), ("grpo", "group", "loss")],
 )
-def test_the_gradient_is_that_of_the_batch_without_the_failed_prompts(
+def test_t7_the_gradient_is_that_of_the_batch_without_the_failed_prompts(
     algorithm: str, scale: str, kl_in: str, failed: tuple[int, ...]
 ) -> None:
     settings = {"name": algorithm, "iterations": 1, "kl_coeff": KL, "scale_rewards": scale, "kl_in": kl_in}
@@ -85,7 +85,7 @@ def test_the_gradient_is_that_of_the_batch_without_the_failed_prompts(
 
 
 @pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
-def test_a_step_without_a_valid_prompt_leaves_the_weights_and_the_moments_alone(algorithm: str) -> None:
+def test_t8_a_step_without_a_valid_prompt_leaves_the_weights_and_the_moments_alone(algorithm: str) -> None:
     settings = {"name": algorithm, "iterations": 3, "kl_coeff": KL}
     count = iter(range(100))
     run = fit(make_config(algorithm=settings), lambda prompt, place: 8 <= next(count) < 16)  # all of the second step

@@ -123,7 +123,7 @@ def test_a_run_goes_on_from_anywhere_as_if_it_had_not_stopped(
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_run_leaves_no_pickle_behind(whole: tuple[RunConfig, Path]) -> None:
+def test_t1_a_run_leaves_no_pickle_behind(whole: tuple[RunConfig, Path]) -> None:
     _, folder = whole
     suffixes = {path.suffix for path in folder.rglob("*") if path.is_file()}
     assert suffixes <= {".json", ".jsonl", ".safetensors", ".parquet", ".yaml", ""}

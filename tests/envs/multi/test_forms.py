@@ -42,7 +42,7 @@ def strict():
 @pytest.mark.parametrize(
     "options", [{}, {"agents": ENDING}, {"step_reward": "difference"}, {"action": "sequence", "agents": ENDING}]
 )
-def test_pettingzoos_tests_pass(game, options, strict, capsys):
+def test_t13_pettingzoos_tests_pass(game, options, strict, capsys):
     rules = game(**options)
     api_test(env(**rules), num_cycles=20)
     seed_test(lambda: env(**rules), num_cycles=20)
