@@ -11,7 +11,11 @@ ROLLING_OUT = ("ppo", "sql", "reinforce")
 
 
 class RayConfig(Section):
-    """Where prompts are written. Nothing here changes what a run finds: the same prompts, rewards and weights."""
+    """Where prompts are written and a local target is computed.
+
+    Nothing here changes what a run finds, the same prompts, rewards and weights, as long as all compute alike: with the
+    same number of threads, on the same kind of device.
+    """
 
     address: str = "local"
     """"local" starts Ray on this machine, reachable from it only; "auto" joins the cluster that this machine is part
@@ -25,8 +29,9 @@ class RayConfig(Section):
     num_target_replicas: int = Field(default=0, ge=0)
     """Processes that each hold the frozen target and share its work; 0 computes it in the run's own process."""
     num_cpus_per_target_replica: float = Field(default=1, ge=0)
-    """Also the threads that a replica computes with."""
+    """Also, rounded down, the threads that a replica computes with."""
     num_gpus_per_target_replica: float = Field(default=0, ge=0)
+    """With 0, `target.device: auto` is the CPU."""
     max_num_target_replica_restarts: int = Field(default=100, ge=0)
     target_replica_timeout_s: float = Field(default=600, gt=0)
     """A replica that works longer on a batch (at most 256 requests) is taken for dead and started again."""

@@ -38,7 +38,12 @@ class UnknownNameError(ConfigError):
     def __init__(self, what: str, name: str, known: Iterable[str], hint: str = "") -> None:
         self.name = name
         self.known = sorted(known)
+        self._arguments = (what, name, self.known, hint)
         super().__init__(f"unknown {what} '{name}'{did_you_mean(name, self.known)}{hint}")
+
+    def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str, str, list[str], str]]:
+        """Workers return errors; by default only the message would be given to the constructor."""
+        return type(self), self._arguments
 
 
 class TaskError(ConfigError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +27,9 @@ def shipment(config: RunConfig, *, search_path: str | Path | None) -> Shipment |
 
     None where they are on this machine, and find it at its place.
 
-    Of a module beside the configuration, the other modules and packages beside it go along, since it may import them;
-    of one elsewhere, its top-level module or package.
+    Of a module beside the configuration, the other modules and packages beside it go along, since it may import them,
+    but none with a name of the standard library or of an installed package: workers would take it for that. Of a module
+    elsewhere, its top-level module or package goes.
 
     Args:
         config: of the run.
@@ -42,8 +45,10 @@ def shipment(config: RunConfig, *, search_path: str | Path | None) -> Shipment |
     files: dict[Path, None] = {}
     for module in modules:
         source = registry.source_of(module, search_path)
-        beside = search_path is not None and source.parent == Path(search_path).resolve()
-        files |= dict.fromkeys(_modules_in(source.parent) if beside else [source])
+        if search_path is not None and source.parent == Path(search_path).resolve():
+            files |= dict.fromkeys(path for path in _modules_in(source.parent) if path == source or _is_new(path))
+        else:
+            files[source] = None
     return Shipment(modules, tuple(files))
 
 
@@ -54,3 +59,13 @@ def _modules_in(folder: Path) -> Sequence[Path]:
         for path in folder.iterdir()
         if (path.suffix == ".py" and path.is_file() and path.stem.isidentifier()) or (path / "__init__.py").is_file()
     )
+
+
+def _is_new(path: Path) -> bool:
+    """Whether nothing else that workers can import has the name."""
+    if path.stem in sys.stdlib_module_names or path.stem == "rlprompt":
+        return False
+    found = importlib.util.find_spec(path.stem)
+    origin = None if found is None or found.origin is None else Path(found.origin)
+    # Found at its own place, where the user stands in its folder, it is new all the same.
+    return origin is None or path in (origin, origin.parent)

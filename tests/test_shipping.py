@@ -41,6 +41,14 @@ def test_of_a_module_beside_the_configuration_its_neighbours_go_along(tmp_path: 
     assert [path.name for path in found.files] == ["helper.py", "package", "shipped_policy.py"]
 
 
+def test_names_of_the_standard_library_and_of_installed_packages_stay_behind(tmp_path: Path) -> None:
+    for name in ("their_policy.py", "random.py", "types.py", "yaml.py", "rlprompt.py", "their_helper.py"):
+        (tmp_path / name).touch()
+    found = shipment(make_config("their_policy:Policy"), search_path=tmp_path)
+    assert found is not None
+    assert [path.name for path in found.files] == ["their_helper.py", "their_policy.py"]
+
+
 def test_agents_have_code_of_their_own_and_each_module_goes_once(tmp_path: Path) -> None:
     for name in ("first_policy.py", "second_policy.py"):
         (tmp_path / name).touch()

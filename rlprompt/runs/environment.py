@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import platform
 import socket
@@ -14,6 +15,8 @@ from rlprompt import __version__
 from rlprompt.errors import RunError
 from rlprompt.runs.folder import read_json, write_json
 from rlprompt.types import Json, Target
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = (
     "gymnasium",
@@ -50,13 +53,21 @@ def describe_environment(target: Target) -> Json:
 
 
 def record_session(path: Path, session: Json) -> None:
-    """Adds a session (one process that worked on the run) to `environment.json`."""
-    sessions = []
+    """Adds a session (one process that worked on the run) to `environment.json`.
+
+    Warns where its local target computes otherwise than that of the last one.
+    """
+    sessions: list[Json] = []
     if path.exists():
         document = read_json(path, "the environment")
         if not isinstance(document, dict) or not isinstance(document.get("sessions"), list):
             raise RunError(f"{path} holds no sessions; put the file back or delete it")
         sessions = document["sessions"]
+    before, now = (entry.get("target") or {} for entry in (sessions[-1] if sessions else session, session))
+    changed = sorted(key for key in now if now.get("kind") == "transformers" and before.get(key) != now[key])
+    if changed:
+        told = ", ".join(f"{key} was {before.get(key)} and is {now[key]}" for key in changed)
+        logger.warning("the target does not compute as it did before (%s): answers differ by rounding", told)
     write_json(path, {"sessions": [*sessions, session]})
 
 

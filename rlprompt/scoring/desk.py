@@ -119,11 +119,13 @@ class RemoteScorer(ScoringRules):
 
     def _ask(self, letter: Letter) -> Any:
         import ray
-        from ray.exceptions import RayActorError
+        from ray.exceptions import RayError, RayTaskError
 
         try:
             answer = ray.get(self._mailbox.ask.remote(letter))
-        except RayActorError as error:
+        except RayTaskError:
+            raise
+        except RayError as error:  # it died, was killed for memory, or its node is gone
             raise RoundAbandonedError("the mailbox was lost") from error
         if answer is None:
             raise RoundAbandonedError("the iteration was abandoned")

@@ -91,7 +91,11 @@ def pooled_target(config: TargetConfig, settings: RayConfig) -> Target:
     kwargs = dict(config.kwargs)
     path, limit = kwargs.pop("cache_path", None), kwargs.pop("cache_bytes", None)
     pool = TargetPool(config.model_copy(update={"kwargs": kwargs}), settings)
-    return _with_cache(pool, config.cache, path, limit)
+    try:
+        return _with_cache(pool, config.cache, path, limit)
+    except BaseException:
+        pool.close()
+        raise
 
 
 def target_prices(target: Target) -> dict[str, Price]:

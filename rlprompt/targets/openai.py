@@ -23,6 +23,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from rlprompt.errors import ConfigError, UnknownNameError
 from rlprompt.seeding import integer_seed
+from rlprompt.targets.addresses import check_base_url
 from rlprompt.targets.choices import (
     NoAnswer,
     constraint_body,
@@ -34,7 +35,7 @@ from rlprompt.targets.choices import (
 )
 from rlprompt.targets.ledger import Price
 from rlprompt.targets.streaming import OnAnswer, OnCall
-from rlprompt.targets.transport import CallFailed, Limits, Session, Transport, check_base_url, read_key
+from rlprompt.targets.transport import CallFailed, Limits, Session, Transport, read_key
 from rlprompt.types import Failure, Json, TargetOutput, TargetRequest
 
 Endpoint: TypeAlias = Literal["chat", "completions"]

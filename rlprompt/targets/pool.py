@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayError, RayTaskError
 
 from rlprompt.errors import ConfigError, RLPromptError, RunError
-from rlprompt.targets import target_from_config
+from rlprompt.targets import target_from_config, target_prices
+from rlprompt.targets.ledger import Price
 from rlprompt.targets.routing import Router
 from rlprompt.targets.streaming import OnAnswer, OnCall
 from rlprompt.types import Json, TargetOutput, TargetRequest
@@ -37,10 +40,12 @@ class Replica:
 
     Args:
         config: the section `target` as JSON values, without its cache.
+        threads: that it computes with.
     """
 
-    def __init__(self, config: Json) -> None:
+    def __init__(self, config: Json, threads: int) -> None:
         self._config = config
+        self._threads = threads
         self._target: Any = None
 
     def load(self) -> Json | RLPromptError:
@@ -51,6 +56,8 @@ class Replica:
             self._target = target_from_config(TargetConfig.model_validate(self._config))
         except RLPromptError as error:
             return error
+        if "torch" in sys.modules:  # OMP_NUM_THREADS of the node would otherwise go before ours
+            sys.modules["torch"].set_num_threads(self._threads)
         return {"identity": self._target.identity, "price": getattr(self._target, "price", None)}
 
     def work(self, method: str, requests: Sequence[TargetRequest]) -> list[Any] | RLPromptError:
@@ -83,7 +90,14 @@ class _Slot:
     losses: int = 0
     """In a row, without an answer in between."""
     back_at: float = 0.0
+    was_slow: bool = False
+    """Whether it was lost because a batch took too long."""
     about: Json = field(default_factory=dict)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it has loaded the model."""
+        return self.actor is not None and (self.ref is None or self.batch is not None)
 
     @property
     def is_idle(self) -> bool:
@@ -98,16 +112,20 @@ class TargetPool:
     not answer in time, is started again; others answer for it meanwhile.
 
     Args:
-        config: the section `target`. It is for models that compute: a paid call of a lost replica would be repeated.
+        config: the section `target`.
         settings: the section `ray`; Ray has to be there.
 
     Raises:
-        ConfigError: the target cannot be loaded, or replicas differ (kind of device, number type).
-        RunError: no replica came up in ten minutes, or they were lost too often.
+        ConfigError: the target cannot be loaded, may be paid for (calls of a lost replica would be paid twice), or
+            replicas differ (kind of device, number type).
+        RunError: a replica did not come up in ten minutes, or they were lost too often.
     """
 
     def __init__(self, config: TargetConfig, settings: RayConfig) -> None:
-        self._config = config.model_copy(update={"cache": "off"}).model_dump(mode="json")
+        # Ray hides no GPU from a process that has reserved none.
+        hidden = config.device == "auto" and not settings.num_gpus_per_target_replica
+        own = {"cache": "off", **({"device": "cpu"} if hidden else {})}
+        self._config = config.model_copy(update=own).model_dump(mode="json")
         self._settings = settings
         self._router = Router(settings.num_target_replicas)
         self._slots = [_Slot() for _ in range(settings.num_target_replicas)]
@@ -115,12 +133,12 @@ class TargetPool:
         """Replicas that were lost and started again."""
         try:
             self._open()
+            self._identity: Json = self._slots[0].about["identity"]
+            self.price = self._slots[0].about["price"]
+            self._check_price(config.name)
         except BaseException:
             self.close()  # the exception may keep this object, and that would keep its processes
             raise
-        first = self._slots[0].about
-        self._identity: Json = first["identity"]
-        self.price = first["price"]
 
     @property
     def identity(self) -> Json:
@@ -157,6 +175,13 @@ class TargetPool:
                 ray.kill(slot.actor)
                 slot.actor = slot.ref = None
 
+    def _check_price(self, name: str) -> None:
+        if target_prices(self).get("target") != Price():
+            raise ConfigError(
+                f"ray.num_target_replicas is {len(self._slots)}, but calls of '{name}' may be paid for, and those of a "
+                "lost replica would be paid twice; set it to 0"
+            )
+
     def _open(self) -> None:
         """Starts the replicas, all at once, and waits for them."""
         for slot in self._slots:
@@ -181,6 +206,8 @@ class TargetPool:
             for slot, batch, values in self._finished():
                 if values is None:
                     plan.give_back(self._slots.index(slot), batch)
+                    if slot.was_slow:
+                        self._router.halve(plan)
                     continue
                 missing -= len(batch)
                 for place, value in zip(batch, values, strict=True):
@@ -195,8 +222,9 @@ class TargetPool:
     def _drain(self) -> None:
         """Waits for what an interrupted call has left behind."""
         while any(slot.ref is not None and slot.batch is not None for slot in self._slots):
-            for _ in self._finished():
-                pass
+            with suppress(ConfigError):  # of that call
+                for _ in self._finished():
+                    pass
 
     def _start(self, slot: _Slot) -> None:
         settings = self._settings
@@ -206,7 +234,7 @@ class TargetPool:
                 num_cpus=settings.num_cpus_per_target_replica,
                 num_gpus=settings.num_gpus_per_target_replica,
             )
-            .remote(self._config)
+            .remote(self._config, max(int(settings.num_cpus_per_target_replica), 1))
         )
         self._send(slot, slot.actor.load.remote(), None)
 
@@ -227,7 +255,9 @@ class TargetPool:
             batch, slot.ref, slot.batch = slot.batch, None, None
             try:
                 value = ray.get(ref)
-            except RayActorError as error:
+            except RayTaskError:
+                raise  # a mistake in the program
+            except RayError as error:  # died, killed for memory, its node or what it was sent is gone
                 self._lost(slot, f"{error}")
                 value = None
             if isinstance(value, RLPromptError):
@@ -249,28 +279,34 @@ class TargetPool:
             )
 
     def _too_slow(self) -> Iterator[tuple[_Slot, list[int], None]]:
-        """Ends replicas that do not answer; yields their batches."""
+        """Ends replicas that do not answer, or do not come up; yields their batches."""
         now, limit = time.monotonic(), self._settings.target_replica_timeout_s
         for slot in self._slots:
-            if slot.ref is not None and slot.batch is not None and now - slot.since > limit:
-                ray.kill(slot.actor)
-                batch, slot.ref, slot.batch = slot.batch, None, None
-                self._lost(slot, f"no answer in {limit:g} s")
+            if slot.ref is None or now - slot.since <= (START_S if slot.batch is None else limit):
+                continue
+            if slot.batch is None and (not slot.about or not any(other.is_there for other in self._slots)):
+                raise RunError(
+                    f"a replica of the target is not there after {START_S:.0f} s; see whether single nodes of the "
+                    "cluster have the CPUs and GPUs that it needs (ray.num_cpus_per_target_replica), then resume"
+                )
+            ray.kill(slot.actor)
+            batch, slot.ref, slot.batch = slot.batch, None, None
+            self._lost(slot, f"no answer in {limit:g} s", slow=batch is not None)
+            if batch is not None:
                 yield slot, batch, None
-        if all(slot.ref is not None and slot.batch is None and now - slot.since > START_S for slot in self._slots):
-            raise RunError(
-                f"no replica of the target is there after {START_S:.0f} s; see whether the cluster has the CPUs and "
-                "GPUs that ray.num_target_replicas needs, then resume"
-            )
 
-    def _lost(self, slot: _Slot, why: str) -> None:
+    def _lost(self, slot: _Slot, why: str, *, slow: bool = False) -> None:
         self.restarts += 1
+        slot.was_slow = slow
         slot.actor, slot.losses = None, slot.losses + 1
         slot.back_at = time.monotonic() + min(0.5 * 2.0 ** (slot.losses - 1), LONGEST_BACKOFF_S)
         if slot.losses >= IN_A_ROW:
+            advice = "see whether its node has the memory that the model needs"
+            if slow:
+                advice = "raise ray.target_replica_timeout_s or ray.num_cpus_per_target_replica"
             raise RunError(
-                f"a replica of the target was lost {IN_A_ROW} times in a row without an answer ({_line(why)}); see "
-                "whether its node has the memory that the model needs, then resume"
+                f"a replica of the target was lost {IN_A_ROW} times in a row without an answer ({_line(why)}); "
+                f"{advice}, then resume"
             )
         most = self._settings.max_num_target_replica_restarts
         if self.restarts > most:

@@ -27,9 +27,11 @@ class Plan:
 
     Args:
         units: of each replica, its units of work: indexes of requests that share a prefix.
+        most: requests in one batch.
     """
 
-    def __init__(self, units: Sequence[Sequence[Sequence[int]]]) -> None:
+    def __init__(self, units: Sequence[Sequence[Sequence[int]]], most: int = MOST) -> None:
+        self.most = most
         self._queues = [deque(list(unit) for unit in own) for own in units]
         self.waiting = [sum(map(len, own)) for own in units]
         """Requests in each queue."""
@@ -41,7 +43,7 @@ class Plan:
         """
         own = self.waiting[replica] > 0
         source = replica if own else max(range(len(self.waiting)), key=self.waiting.__getitem__)
-        size = min(max(-(-self.waiting[source] // 2), LEAST), MOST)
+        size = min(max(-(-self.waiting[source] // 2), LEAST), self.most)
         queue, batch = self._queues[source], list[int]()
         while queue and len(batch) < size:
             unit, room = queue.popleft() if own else queue.pop(), size - len(batch)
@@ -67,8 +69,14 @@ class Router:
 
     def __init__(self, replicas: int, remembered: int = REMEMBERED) -> None:
         self.replicas = replicas
+        self.most = MOST
+        """Requests in one batch; fewer where batches took too long."""
         self._remembered = remembered
         self._home: OrderedDict[str, int] = OrderedDict()
+
+    def halve(self, plan: Plan) -> None:
+        """Makes the batches of a plan, and of those to come, half as large."""
+        self.most = plan.most = max(plan.most // 2, 1)
 
     def plan(self, requests: Sequence[TargetRequest]) -> Plan:
         """Returns who is to answer what. Work is weighed by the characters to read, a shared prefix once."""
@@ -103,7 +111,7 @@ class Router:
             load[replica] += _length(requests[index].rendered)
         while len(self._home) > self._remembered:
             self._home.popitem(last=False)
-        return Plan(units)
+        return Plan(units, self.most)
 
 
 def _length(rendered: Rendered) -> int:

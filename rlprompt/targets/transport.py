@@ -12,7 +12,6 @@ import math
 import os
 import ssl
 import threading
-import time
 import weakref
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,8 @@ import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
 
 from rlprompt.errors import ConfigError
+from rlprompt.targets.addresses import LOCAL_HOSTS, check_base_url, proxy_for
+from rlprompt.targets.pace import Pace
 from rlprompt.targets.streaming import OnCall
 from rlprompt.types import Json
 
@@ -32,6 +33,8 @@ T = TypeVar("T")
 
 _RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
 _MAX_REPLY_BYTES = 32 * 2**20
+_LOOK_AGAIN_S = 0.1
+"""Longest sleep before a turn: others may have given something back."""
 _SHORTEST_SECRET = 8
 """Shorter keys ("none", "EMPTY") are no secrets, and replacing them would garble messages."""
 
@@ -97,53 +100,6 @@ class Limits:
                 _check_number(name, getattr(self, name), 0.001)
 
 
-class Pace:
-    """Spaces attempts and holds all of them back while the server asked for a pause; safe between threads.
-
-    Args:
-        requests_per_minute: attempts begin so far apart; None sets no limit.
-        tokens_per_minute: after each attempt the next one waits as long as its tokens take at this rate; None sets no
-            limit. What is not known before is estimated, and put right when the server has told.
-        clock: seconds.
-    """
-
-    def __init__(
-        self,
-        requests_per_minute: float | None,
-        tokens_per_minute: float | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._interval = 60.0 / requests_per_minute if requests_per_minute else 0.0
-        self._token_s = 60.0 / tokens_per_minute if tokens_per_minute else 0.0
-        self._clock = clock
-        self._next = self._next_by_tokens = 0.0
-        self._lock = threading.Lock()
-
-    def delay(self, tokens: int = 0) -> float:
-        """Returns 0 and takes the turn, or the seconds after which to ask again.
-
-        Args:
-            tokens: estimate of prompt and completion.
-        """
-        with self._lock:
-            now, turn = self._clock(), max(self._next, self._next_by_tokens)
-            if now < turn:
-                return turn - now
-            self._next = now + self._interval
-            self._next_by_tokens = now + tokens * self._token_s
-            return 0.0
-
-    def settle(self, estimated: int, used: int) -> None:
-        """Puts an estimate right: too many tokens are given back, too few are caught up on."""
-        with self._lock:
-            self._next_by_tokens += (used - estimated) * self._token_s
-
-    def pause(self, seconds: float) -> None:
-        """Nobody gets a turn for so many seconds."""
-        with self._lock:
-            self._next = max(self._next, self._clock() + seconds)
-
-
 class Transport:
     """Posts JSON to one base URL, on an event loop of its own in a thread of its own.
 
@@ -160,6 +116,7 @@ class Transport:
     def __init__(self, base_url: str, limits: Limits) -> None:
         self.base_url = check_base_url(base_url)
         self.limits = limits
+        self._proxy = proxy_for(self.base_url)
         self._pace = Pace(limits.requests_per_minute, limits.tokens_per_minute)
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -213,16 +170,17 @@ class Transport:
     def _new_client(self) -> aiohttp.ClientSession:
         """Returns a client with as many connections as are used at the same time, and a memory for nothing else."""
         url = httpx.URL(self.base_url)
-        # A server on this machine is never behind a proxy; others may be, as the environment says.
-        local = url.host in ("127.0.0.1", "localhost", "::1")
         # Plain HTTP to this machine needs no certificates; reading the system's takes longer than the call.
-        plain = local and url.scheme == "http"
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if plain else httpx.create_ssl_context(trust_env=not local)
+        plain = url.host in LOCAL_HOSTS and url.scheme == "http"
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self.limits.concurrency, ssl=context),
+            connector=aiohttp.TCPConnector(
+                limit=self.limits.concurrency,
+                ssl=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if plain else httpx.create_ssl_context(),
+            ),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(),  # none of its own: every attempt has a deadline
-            trust_env=not local,
+            proxy=self._proxy,
+            trust_env=False,  # it would send passwords of ~/.netrc
         )
 
 
@@ -290,9 +248,9 @@ class Session:
         if self._key is not None:
             headers["authorization"] = f"Bearer {self._key}"
         async with transport.slots:
-            estimated = self.tokens[position] if self.tokens else 0
-            while (delay := transport._pace.delay(estimated)) > 0:
-                await asyncio.sleep(delay)
+            pace, estimate = transport._pace, self.tokens[position] if self.tokens else 0
+            while (delay := pace.delay(expected := pace.expected(estimate))) > 0:
+                await asyncio.sleep(min(delay, _LOOK_AGAIN_S))
             self._tell(position, in_flight=True)
             try:
                 # Over all reads: a server that sends a byte at a time must not hold the slot for ever.
@@ -306,13 +264,21 @@ class Session:
             except TimeoutError as error:
                 seconds = transport.limits.timeout_s
                 raise CallFailed("timeout", f"no answer within {seconds:g} s", retry=True) from error
-            except (aiohttp.ClientError, OSError) as error:
+            except (
+                aiohttp.ClientError,
+                OSError,
+                ValueError,
+            ) as error:  # ValueError: no usable host
                 message = self._line(f"{type(error).__name__}: {_reason(error)}")
-                raise CallFailed("connection", message, retry=True) from error
-        judged = self._judge(response, reply)
+                raise CallFailed("connection", message, retry=not isinstance(error, ValueError)) from error
+        try:
+            judged = self._judge(response, reply)
+        except CallFailed:
+            pace.refund(expected)  # refused, or nothing that was counted
+            raise
         used = _total_tokens(judged)
         if used is not None:
-            transport._pace.settle(estimated, used)
+            pace.settle(estimate, expected, used)
         return judged
 
     def _judge(self, response: aiohttp.ClientResponse, reply: bytes | None) -> Json:
@@ -351,23 +317,6 @@ class Session:
         return " ".join(self.redact(text).split())[:300]
 
 
-def check_base_url(base_url: str) -> str:
-    """Returns the base URL without a trailing slash; raises ConfigError for one that is not usable."""
-    problem = ""
-    try:
-        url = httpx.URL(base_url)
-    except (httpx.InvalidURL, TypeError):
-        problem = "is not a URL"
-    else:
-        if url.scheme not in ("http", "https") or not url.host:
-            problem = "must begin with http:// or https:// and name a host"
-        elif url.userinfo or url.query or url.fragment:
-            problem = "must hold no user, password, query or fragment"
-    if problem:  # the URL itself is not repeated: it may hold a key
-        raise ConfigError(f"base_url {problem}; give it like http://localhost:8000/v1 and the key by api_key_env")
-    return base_url.rstrip("/")
-
-
 def read_key(variable: str) -> str | None:
     """Returns the API key from the environment, or None where the variable is unset or empty.
 
@@ -404,10 +353,16 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
 
 def _reason(error: Exception) -> str:
     """Why there is no connection, without the address."""
-    number = getattr(error, "errno", None)
-    if isinstance(error, OSError) and isinstance(number, int) and number > 0:
-        return os.strerror(number)
-    return "the connection failed" if isinstance(error, OSError) else str(error)
+    cause = getattr(error, "os_error", error)
+    if isinstance(cause, ssl.SSLError):
+        return f"TLS: {cause.reason}"
+    if isinstance(cause, OSError):
+        return os.strerror(cause.errno) if cause.errno and cause.errno > 0 else "the connection failed"
+    if isinstance(error, aiohttp.ClientResponseError):
+        return error.message
+    if isinstance(error, ValueError):
+        return "the address of the server, or its certificate, cannot be used"
+    return str(error)
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes | None:

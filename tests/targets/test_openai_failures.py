@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import socket
 import threading
 import time
 from dataclasses import replace
@@ -17,11 +18,12 @@ import pytest
 from mock_server import Fault, MockServer, failure_of, make_target
 
 from rlprompt.config import BudgetConfig
-from rlprompt.errors import BudgetExceededError
+from rlprompt.errors import BudgetExceededError, ConfigError
+from rlprompt.targets import transport
 from rlprompt.targets.cache import CachedTarget, ResponseCache
 from rlprompt.targets.ledger import Ledger, Price
 from rlprompt.targets.openai import OpenAITarget
-from rlprompt.targets.transport import Pace
+from rlprompt.targets.pace import Pace
 from rlprompt.types import Rendered, TargetRequest
 
 KEY = "sk-canary-0123456789abcdef"
@@ -171,17 +173,39 @@ def test_the_pace_spaces_calls_evenly() -> None:
     assert pace.delay() == pytest.approx(2.0)
 
 
-def test_the_pace_counts_tokens_and_gives_back_what_was_estimated_too_high() -> None:
+def test_the_pace_meters_tokens_and_learns_how_far_estimates_are_off() -> None:
     now = 100.0
     pace = Pace(None, 6000.0, clock=lambda: now)  # 10 ms a token
-    assert pace.delay(200) == 0.0
-    assert pace.delay(100) == pytest.approx(2.0)
-    pace.settle(200, 50)  # 150 tokens less: 1.5 s
-    assert pace.delay(100) == pytest.approx(0.5)
-    now = 100.5
-    assert pace.delay(100) == 0.0
-    pace.settle(100, 130)  # 30 more than thought
-    assert pace.delay(1) == pytest.approx(1.3)
+    assert pace.expected(200) == 200.0
+    assert pace.delay(300.0) == 0.0  # a second of credit: 99 + 3 = 102
+    assert pace.delay(1.0) == pytest.approx(2.0)
+    pace.settle(300, 300.0, 60)  # 240 tokens less: 2.4 s earlier
+    assert pace.expected(200) == pytest.approx(40.0)  # 60 of 300
+    assert pace.delay(40.0) == 0.0  # 99.6 + 0.4
+    now = 100.2
+    assert pace.delay(150.0) == 0.0  # 100 + 1.5
+    pace.refund(150.0)
+    assert pace.delay(30.0) == 0.0
+    pace.settle(30, 30.0, 130)  # 100 more than thought: 100.3 + 1
+    assert pace.delay(1.0) == pytest.approx(1.1)
+
+
+@pytest.mark.parametrize(("concurrency", "estimate"), [(16, 1000), (64, 5000), (4, 200)])
+def test_the_pace_reaches_the_limit_and_does_not_pass_it(concurrency: int, estimate: int) -> None:
+    """Calls of 2 s that take 200 tokens each, at 60,000 tokens a minute, by a clock of our own."""
+    now, used, done, limit = 0.0, 200, 0, 60_000
+    pace = Pace(None, limit, clock=lambda: now)
+    flying: list[tuple[float, float]] = []
+    while now < 120.0:
+        for end, expected in [call for call in flying if call[0] <= now]:
+            pace.settle(estimate, expected, used)
+            flying.remove((end, expected))
+            done += 1
+        while len(flying) < concurrency and pace.delay(expected := pace.expected(estimate)) == 0.0:
+            flying.append((now + 2.0, expected))
+        now += 0.05
+    possible = min(limit * 2, concurrency / 2.0 * 120.0 * used)
+    assert 0.85 * possible <= done * used <= limit * 2 + 1000
 
 
 def test_a_minute_has_no_more_tokens_than_allowed_by_the_servers_count() -> None:
@@ -335,3 +359,63 @@ def test_without_a_key_no_authorization_is_sent() -> None:
     with MockServer() as server:
         make_target(server).run([TEXT])
     assert "authorization" not in server.calls[0].headers
+
+
+@pytest.mark.parametrize("key", ["", KEY])
+def test_t12_passwords_of_netrc_are_not_sent(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "netrc").write_text("default login somebody password secret-of-netrc\n")
+    (tmp_path / "netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    monkeypatch.setattr(transport, "LOCAL_HOSTS", ())  # as if the server were elsewhere
+    with MockServer() as server:
+        (output,) = OpenAITarget("m", base_url=server.url, max_attempts=1).run([TEXT])
+    assert output.failure is None
+    sent = server.calls[0].headers.get("authorization")
+    assert sent == (f"Bearer {key}" if key else None)
+
+
+def test_the_proxy_of_the_environment_is_used_for_other_machines_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    with MockServer() as proxy:
+        monkeypatch.setenv("ALL_PROXY", proxy.url.removesuffix("/v1"))
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        OpenAITarget("m", base_url="http://server.invalid/v1", max_attempts=1).run([TEXT])
+        assert len(proxy.calls) == 1
+        monkeypatch.setenv("NO_PROXY", "server.invalid")
+        (past,) = OpenAITarget("m", base_url="http://server.invalid/v1", max_attempts=1).run([TEXT])
+        assert len(proxy.calls) == 1
+        make_target(proxy, max_attempts=1).run([TEXT])
+    assert failure_of(past) == ("connection", 1)
+
+
+@pytest.mark.parametrize("proxy", ["https://proxy:3128", "socks5://proxy:1080"])
+def test_a_proxy_that_would_be_passed_by_is_refused(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    with pytest.raises(ConfigError, match=f"a proxy of kind {proxy.partition(':')[0]}.*HTTPS_PROXY.*NO_PROXY"):
+        OpenAITarget("m", base_url="https://server.invalid/v1")
+
+
+@pytest.mark.parametrize("host", ["ex..ample", "a" * 64, "xn--a"])
+def test_a_host_that_no_name_can_be_is_a_mistake_of_the_configuration(host: str) -> None:
+    with pytest.raises(ConfigError, match="base_url is not a URL"):
+        OpenAITarget("m", base_url=f"http://{host}/v1")
+
+
+def test_t12_what_is_no_http_is_told_without_the_address() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"no HTTP at all\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        target = OpenAITarget("m", base_url=f"http://LOCALHOST:{port}/secret-tenant/v1", max_attempts=1)
+        (output,) = target.run([TEXT])
+        thread.join()
+    assert failure_of(output) == ("connection", 1)
+    assert "secret-tenant" not in str(output.failure)
+    assert str(port) not in str(output.failure)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +15,9 @@ import torch
 from rlprompt.algorithms.rllib.session import start_ray
 from rlprompt.cluster import RayConfig
 from rlprompt.config import TargetConfig, parse_config
-from rlprompt.errors import ConfigError, RunError
+from rlprompt.errors import ConfigError, RunError, UnknownNameError
 from rlprompt.runs import load_run, train
-from rlprompt.targets import load_target, pool, pooled_target
+from rlprompt.targets import load_target, pool, pooled_target, routing
 from rlprompt.targets.cache import CachedTarget
 from rlprompt.targets.pool import TargetPool
 from rlprompt.types import Rendered, TargetRequest
@@ -99,6 +100,40 @@ def test_t9_a_killed_replica_is_replaced_and_nothing_is_lost(opened: Any) -> Non
     assert shared.restarts == 2
 
 
+def test_t9_a_replica_that_is_killed_in_the_middle_of_a_batch_loses_nothing(opened: Any) -> None:
+    shared = opened(kwargs={"latency_s": 1.0})
+    victim = ray.get(shared._slots[0].actor.pid.remote())
+    killer = threading.Timer(0.5, os.kill, (victim, signal.SIGKILL))
+    killer.start()
+    told: list[int] = []
+    found = shared.run_streaming(questions(100), lambda index, output: told.append(index))
+    killer.join()
+    assert found == load_target("planted:separable").run(questions(100))
+    assert sorted(told) == list(range(100))
+    assert shared.restarts == 1
+
+
+def test_batches_that_take_too_long_become_smaller(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "POLL_S", 0.1)
+    shared = opened(target_replica_timeout_s=1.5)
+    os.kill(ray.get(shared._slots[0].actor.pid.remote()), signal.SIGSTOP)
+    shared.run(questions(40))
+    assert shared._router.most == routing.MOST // 2
+
+
+def test_a_replica_that_never_comes_up_ends_the_wait(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "POLL_S", 0.1)
+    monkeypatch.setattr(pool, "START_S", 5.0)
+    with pytest.raises(RunError, match="a replica of the target is not there after 5 s"):
+        opened(num_cpus_per_target_replica=3)  # four are there, which is enough for one of them
+
+
+def test_paid_targets_are_refused(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "target_prices", lambda target: {})  # as of a plug-in that does not say
+    with pytest.raises(ConfigError, match="calls of 'planted:separable' may be paid for"):
+        opened()
+
+
 def test_t9_a_replica_that_hangs_is_replaced(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "POLL_S", 0.1)
     shared = opened(target_replica_timeout_s=1.0)
@@ -130,6 +165,8 @@ def test_t9_no_crash_loop(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_errors_of_the_target_are_told_as_in_one_process(opened: Any, one_thread: None) -> None:
     with pytest.raises(ConfigError, match="no-such-model"):
         opened("no-such-model")
+    with pytest.raises(UnknownNameError, match="unknown argument of target 'planted' 'nois'; did you mean 'noise'"):
+        opened(kwargs={"nois": 1})
     shared = opened("planted-50")
     asked = [TargetRequest(Rendered(text="w01"), choices=())]
     with pytest.raises(ConfigError, match="names none") as told:

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import RayError, RayTaskError
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.execution.rollout_ops import synchronous_parallel_sample
 
@@ -327,7 +327,9 @@ class RemoteRollouts:
         """Sends answers; raises RoundAbandonedError where the mailbox was lost, and all letters with it."""
         try:
             ray.get(self._mailbox.answer.remote(dict(answers)))
-        except RayActorError as error:
+        except RayTaskError:
+            raise
+        except RayError as error:
             raise RoundAbandonedError("the mailbox was lost") from error
 
     def _collect(self, letters: dict[int, Letter]) -> None:
@@ -339,7 +341,9 @@ class RemoteRollouts:
         arriving, self._arriving = self._arriving, None
         try:
             arrived: dict[int, Letter] = dict(ray.get(arriving))
-        except RayActorError as error:
+        except RayTaskError:
+            raise
+        except RayError as error:
             raise RoundAbandonedError("the mailbox was lost") from error
         late = [ticket for ticket, letter in arrived.items() if letter.attempt != self._attempts]
         if late:
@@ -386,7 +390,7 @@ class RemoteRollouts:
             group.probe_unhealthy_env_runners(timeout_seconds=PROBE_S)
         try:
             ray.get(self._mailbox.ping.remote(), timeout=PROBE_S)
-        except (RayActorError, GetTimeoutError):
+        except RayError:  # lost, or not back in time
             time.sleep(POLL_S)
             return False
         return bool(group.num_healthy_remote_env_runners() == group.num_remote_env_runners())

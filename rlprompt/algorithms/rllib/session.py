@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RuntimeEnvSetupError
 
 from rlprompt.cluster import RayConfig
 from rlprompt.errors import ConfigError
@@ -106,10 +107,16 @@ def _connect(address: str, cpus: float, code: Sequence[Path], object_store_bytes
             _knock(address)
             sent = {"py_modules": [str(path) for path in code]} if code else None
             ray.init(address=address, runtime_env=sent, **quiet)
+        except RuntimeEnvSetupError as error:
+            names = ", ".join(path.name for path in code)
+            raise ConfigError(
+                f"the modules beside the configuration ({names}) cannot be sent to the cluster: {_line(error)}; put "
+                "large files elsewhere"
+            ) from error
         except (OSError, RuntimeError, ValueError) as error:
             raise ConfigError(
-                f"no Ray cluster at ray.address={address}: {' '.join(str(error).split())[:160]}; start one "
-                "with 'ray start --head', or use ray.address=local"
+                f"no Ray cluster at ray.address={address}: {_line(error)}; start one with 'ray start --head', or use "
+                "ray.address=local"
             ) from error
         return
     # Ray's own process reports on the cluster to its makers, without a dashboard too, unless it is told not to.
@@ -125,6 +132,10 @@ def _connect(address: str, cpus: float, code: Sequence[Path], object_store_bytes
             **quiet,
         )
     _started_with.append(given)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
 
 
 @contextmanager
