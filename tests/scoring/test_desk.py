@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rlprompt.config import TaskConfig
 from rlprompt.mailbox import SCORE, STABILISE, Letter, Mailbox
 from rlprompt.scoring.desk import answer_letters
+from rlprompt.tasks import task_from_config
 from rlprompt.types import Example, FloatArray, Scores
 
 TRAIN = tuple(Example(f"train/{number}", f"text {number}", number % 2) for number in range(4))
@@ -74,8 +76,11 @@ def test_rewards_are_stabilised_together_once_nobody_has_prompts_to_score() -> N
 
 
 def test_a_letter_waits_in_the_mailbox_for_its_answer() -> None:
+    task = task_from_config(TaskConfig(name="planted", shots=2, dev_shots=2))
+
     async def exchange() -> tuple[list[Any], list[tuple[int, Letter]]]:
-        mailbox = Mailbox()
+        mailbox = Mailbox(task)
+        assert await mailbox.task() is task
         asked = [asyncio.create_task(mailbox.ask(letter(share, ("a",)))) for share in (0, 1)]
         found = await mailbox.letters()
         assert not any(task.done() for task in asked)
