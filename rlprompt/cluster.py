@@ -36,18 +36,6 @@ class RayConfig(Section):
     target_replica_timeout_s: float = Field(default=600, gt=0)
     """A replica that works longer on a batch (at most 256 requests) is taken for dead and started again."""
 
-    @property
-    def num_cpus(self) -> float:
-        """CPUs of all workers."""
-        runners = self.num_env_runners * self.num_cpus_per_env_runner
-        return runners + self.num_target_replicas * self.num_cpus_per_target_replica
-
-    @property
-    def num_gpus(self) -> float:
-        """GPUs of all workers."""
-        runners = self.num_env_runners * self.num_gpus_per_env_runner
-        return runners + self.num_target_replicas * self.num_gpus_per_target_replica
-
     @field_validator("address")
     @classmethod
     def _is_address(cls, value: str) -> str:

@@ -404,7 +404,11 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     Raises:
         ConfigError: missing file, broken YAML, unknown key (with close matches) or a value out of range.
     """
-    file = Path(path)
+    return parse_config(read_mapping(Path(path)), overrides, source=str(path))
+
+
+def read_mapping(file: Path) -> dict[str, Any]:
+    """Reads a YAML file that holds a mapping; raises ConfigError as `load_config` does."""
     if not file.is_file():
         raise ConfigError(f"configuration not found: {file}; check the path, or see 'rlprompt list recipes'")
     try:
@@ -413,7 +417,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         raise ConfigError(f"{file} is not valid YAML: {_one_line(error)}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{file} must hold a mapping of sections, got {type(data).__name__}")
-    return parse_config(data, overrides, source=str(file))
+    return data
 
 
 def parse_config(

@@ -22,6 +22,7 @@ FLOOR = {
     "seeding": 0,
     "registry": 0,
     "shipping": 0,
+    "ray_session": 0,
     "config": 0,
     "sections": 0,
     "agents": 0,

@@ -283,8 +283,8 @@ def main() -> int:
     def make(console: Console) -> tuple[str, str] | None:
         # Ray and torch only where something is measured.
         from experiments.benchmarks.service_times import call_seconds, server, service_times
-        from rlprompt.algorithms.rllib.session import start_ray
         from rlprompt.cluster import RayConfig
+        from rlprompt.ray_session import start_ray
 
         setting = _setting(options)
         start_ray(RayConfig(num_env_runners=max([2, *options.validate])))

@@ -79,7 +79,7 @@ def service_times(policy: str, url: str, setting: Setting, call_s: float) -> Mea
         call_s: the client's CPU for a call, from `call_seconds`.
     """
     context = Context(configured(policy, url, setting, 0))
-    engine = Engine(context)  # type: ignore[arg-type]
+    engine = Engine(context)  # type: ignore[arg-type]  # the part of a run that it reads
     engine.iterate(0)  # what is loaded and compiled once
     parts = [_play_and_learn(engine, iteration) for iteration in range(1, setting.iterations + 1)]
     outside = [_bookkeeping(engine, setting.iterations + 1 + index) for index in range(setting.iterations)]
@@ -115,7 +115,8 @@ def call_seconds(url: str, setting: Setting, folder: Path) -> float:
 
 def throughput(policy: str, url: str, setting: Setting, runners: int) -> float:
     """Returns prompts a second of real iterations with so many env runners."""
-    engine = Engine(Context(configured(policy, url, setting, runners)))  # type: ignore[arg-type]
+    context = Context(configured(policy, url, setting, runners))
+    engine = Engine(context)  # type: ignore[arg-type]  # the part of a run that it reads
     engine.iterate(0)
     seconds = [engine.iterate(1 + index)[1]["time/iteration_s"] for index in range(setting.iterations)]
     engine.close()

@@ -29,10 +29,10 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from experiments.benchmarks.scoring import PROMPT_TOKENS, requests, texts, words
 from experiments.report import machine, publish, write_json
-from rlprompt.algorithms.rllib.session import start_ray
 from rlprompt.cluster import RayConfig
 from rlprompt.config import RunConfig, TargetConfig, parse_config
 from rlprompt.models import load_tokenizer
+from rlprompt.ray_session import start_ray
 from rlprompt.runs import load_run, train
 from rlprompt.seeding import generator
 from rlprompt.targets import load_target, pooled_target

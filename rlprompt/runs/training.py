@@ -109,7 +109,7 @@ def _replicas(config: RunConfig, search_path: str | Path | None) -> Iterator[Tar
     if not config.ray.num_target_replicas:
         yield None
         return
-    from rlprompt.algorithms.rllib.session import start_ray
+    from rlprompt.ray_session import start_ray
     from rlprompt.targets import pooled_target
 
     sent = shipment(config, search_path=search_path)

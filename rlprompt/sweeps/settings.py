@@ -12,7 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from rlprompt.config import BudgetConfig, apply_overrides, describe
+from rlprompt.config import BudgetConfig, apply_overrides, describe, read_mapping
 from rlprompt.errors import ConfigError, did_you_mean
 from rlprompt.sections import Section
 from rlprompt.seeding import generator
@@ -92,7 +92,7 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = (), settings: Sequen
         ConfigError: missing file, broken YAML, unknown key, a value out of range, or nothing that varies.
     """
     file = Path(path)
-    data = _read(file)
+    data = read_mapping(file)
     if not {"base", "parameters"} & set(data):
         data = {"base": file.name}
     if "base" not in data:
@@ -186,15 +186,3 @@ def _parameter(override: str) -> tuple[str, Any]:
         raise ConfigError(
             f"parameter '{override}' has a value that is not YAML: {' '.join(str(error).split())}"
         ) from error
-
-
-def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise ConfigError(f"configuration not found: {file}; check the path, or see 'rlprompt list recipes'")
-    try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{file} must hold a mapping, got {type(data).__name__}")
-    return data

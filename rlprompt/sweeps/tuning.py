@@ -18,8 +18,8 @@ import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rlprompt.algorithms.rllib.session import Workers, join_ray
 from rlprompt.config import BudgetConfig
+from rlprompt.ray_session import Workers, join_ray
 from rlprompt.runs.folder import remove
 from rlprompt.sweeps.budget import Amounts, Meter, SweepBudget
 from rlprompt.sweeps.settings import SweepConfig

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.5
 START_S = 600.0
-"""How long no replica may be there before the run gives up."""
+"""How long a replica may take to come up."""
 LONGEST_BACKOFF_S = 30.0
 IN_A_ROW = 8
 """Losses of one replica without an answer in between that end the run: about a minute of trying."""
@@ -77,7 +77,7 @@ class Replica:
         return self._target.stats() if hasattr(self._target, "stats") else {}
 
 
-@dataclass
+@dataclass(eq=False)
 class _Slot:
     """The place of one replica: who is there now and what it works on."""
 
@@ -282,7 +282,8 @@ class TargetPool:
         """Ends replicas that do not answer, or do not come up; yields their batches."""
         now, limit = time.monotonic(), self._settings.target_replica_timeout_s
         for slot in self._slots:
-            if slot.ref is None or now - slot.since <= (START_S if slot.batch is None else limit):
+            allowed = START_S if slot.batch is None else limit
+            if slot.ref is None or now - slot.since <= allowed:
                 continue
             if slot.batch is None and (not slot.about or not any(other.is_there for other in self._slots)):
                 raise RunError(
@@ -291,7 +292,7 @@ class TargetPool:
                 )
             ray.kill(slot.actor)
             batch, slot.ref, slot.batch = slot.batch, None, None
-            self._lost(slot, f"no answer in {limit:g} s", slow=batch is not None)
+            self._lost(slot, f"no answer in {allowed:g} s", slow=batch is not None)
             if batch is not None:
                 yield slot, batch, None
 

@@ -24,6 +24,7 @@ import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
 
 from rlprompt.errors import ConfigError
+from rlprompt.redaction import REDACTED, SHORTEST
 from rlprompt.targets.addresses import LOCAL_HOSTS, check_base_url, proxy_for
 from rlprompt.targets.pace import Pace
 from rlprompt.targets.streaming import OnCall
@@ -35,8 +36,6 @@ _RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
 _MAX_REPLY_BYTES = 32 * 2**20
 _LOOK_AGAIN_S = 0.1
 """Longest sleep before a turn: others may have given something back."""
-_SHORTEST_SECRET = 8
-"""Shorter keys ("none", "EMPTY") are no secrets, and replacing them would garble messages."""
 
 
 class CallFailed(Exception):  # noqa: N818 - caught by the target, which turns it into a Failure
@@ -227,8 +226,8 @@ class Session:
 
     def redact(self, text: str) -> str:
         """Returns the text without the key and the base URL."""
-        if self._key is not None and len(self._key) >= _SHORTEST_SECRET:
-            text = text.replace(self._key, "[redacted]")
+        if self._key is not None and len(self._key) >= SHORTEST:
+            text = text.replace(self._key, REDACTED)
         return text.replace(self._transport.base_url, "[base_url]")
 
     async def _attempt(self, path: str, content: bytes, position: int) -> Json:
@@ -264,17 +263,14 @@ class Session:
             except TimeoutError as error:
                 seconds = transport.limits.timeout_s
                 raise CallFailed("timeout", f"no answer within {seconds:g} s", retry=True) from error
-            except (
-                aiohttp.ClientError,
-                OSError,
-                ValueError,
-            ) as error:  # ValueError: no usable host
+            except (aiohttp.ClientError, OSError, ValueError) as error:  # the last one: no usable host
                 message = self._line(f"{type(error).__name__}: {_reason(error)}")
                 raise CallFailed("connection", message, retry=not isinstance(error, ValueError)) from error
         try:
             judged = self._judge(response, reply)
-        except CallFailed:
-            pace.refund(expected)  # refused, or nothing that was counted
+        except CallFailed as error:
+            if (error.status or 0) >= 400:  # refused: the server has counted no tokens
+                pace.refund(expected)
             raise
         used = _total_tokens(judged)
         if used is not None:

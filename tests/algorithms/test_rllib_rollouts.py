@@ -13,11 +13,11 @@ from rllib_runs import TOKENS, FakeRun, merged, weights_after
 
 from rlprompt.algorithms.rllib import rollouts
 from rlprompt.algorithms.rllib.engine import Engine
-from rlprompt.algorithms.rllib.session import start_ray
 from rlprompt.cluster import RayConfig
 from rlprompt.config import RunConfig
 from rlprompt.errors import ConfigError, RunError
 from rlprompt.mailbox import STABILISE
+from rlprompt.ray_session import start_ray
 from rlprompt.runs import load_run, train
 
 pytestmark = pytest.mark.ray

@@ -6,18 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from planted_runs import TASK
 
-SMALL = {
-    "name": "small",
-    "seed": 3,
-    "task": {"name": "planted", "shots": 2, "dev_shots": 2, "test_limit": 8},
-    "target": {"name": "planted:separable"},
-    "policy": {"kind": "categorical", "model": "planted-50"},
-    "env": {"prompt_length": 3, "num_envs": 4},
-    "algorithm": {"name": "random", "iterations": 3},
-    "selection": {"top": 2},
-    "run": {"checkpoint_every": 1, "tensorboard": False},
-}
+SMALL = {**TASK, "env": {"prompt_length": 3, "num_envs": 4}}
 
 
 @pytest.fixture(autouse=True)

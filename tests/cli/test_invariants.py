@@ -43,8 +43,8 @@ def one_ray() -> Iterator[None]:
     """Ray with enough (nominal) CPUs for all tests here, so that it is not started again between them."""
     import ray
 
-    from rlprompt.algorithms.rllib.session import start_ray
     from rlprompt.cluster import RayConfig
+    from rlprompt.ray_session import start_ray
 
     ray.shutdown()
     start_ray(RayConfig(num_env_runners=2))

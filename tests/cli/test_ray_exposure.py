@@ -72,8 +72,8 @@ def test_doctor_warns_of_an_exposed_cluster(
 def test_the_ray_of_a_run_listens_on_this_machine_only() -> None:
     import ray
 
-    from rlprompt.algorithms.rllib.session import start_ray
     from rlprompt.cluster import RayConfig
+    from rlprompt.ray_session import start_ray
 
     ray.shutdown()
     start_ray(RayConfig())

@@ -7,23 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
+from planted_runs import TASK
 
 from rlprompt.sweeps import tuning
 from rlprompt.sweeps.budget import Amounts, SweepBudget
 from rlprompt.sweeps.settings import SweepConfig
 from rlprompt.sweeps.trials import Job, run_trial
 
-SMALL: dict[str, Any] = {
-    "name": "small",
-    "seed": 3,
-    "task": {"name": "planted", "shots": 2, "dev_shots": 2, "test_limit": 8},
-    "target": {"name": "planted:separable"},
-    "policy": {"kind": "categorical", "model": "planted-50"},
-    "env": {"prompt_length": 3, "num_envs": 4},
-    "algorithm": {"name": "random", "iterations": 3},
-    "selection": {"top": 2},
-    "run": {"checkpoint_every": 1, "tensorboard": False},
-}
+SMALL: dict[str, Any] = {**TASK, "env": {"prompt_length": 3, "num_envs": 4}}
 """A trial of 3 iterations of 4 prompts on 4 train rows, then 2 prompts on 4 dev rows: 3 * 16 + 2 * 4 = 56 calls."""
 
 

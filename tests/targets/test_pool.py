@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 import ray
-import torch
 
-from rlprompt.algorithms.rllib.session import start_ray
 from rlprompt.cluster import RayConfig
 from rlprompt.config import TargetConfig, parse_config
 from rlprompt.errors import ConfigError, RunError, UnknownNameError
+from rlprompt.ray_session import start_ray
 from rlprompt.runs import load_run, train
 from rlprompt.targets import load_target, pool, pooled_target, routing
 from rlprompt.targets.cache import CachedTarget
@@ -33,14 +32,6 @@ def one_ray() -> Iterator[None]:
     start_ray(RayConfig(num_target_replicas=4))
     yield
     ray.shutdown()
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -76,15 +76,6 @@ class TestAgreementWithThePlainComputation:
         rough = TransformersTarget(folders("llama"), dtype="bfloat16", device="cpu").run(requests)
         for one, other in zip(exact, rough, strict=True):
             assert np.exp(one.choice_logprobs) == pytest.approx(np.exp(other.choice_logprobs), abs=0.05)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Matrices as small as these are shared out among threads by their number of rows; larger ones are not."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -18,11 +18,11 @@ from rlprompt.algorithms.rllib.batches import PromptBatch, has_valid_episode
 from rlprompt.algorithms.rllib.learner import PromptLearner
 from rlprompt.algorithms.rllib.module import PromptModule
 from rlprompt.algorithms.rllib.rollouts import LocalRollouts, RemoteRollouts, Rollouts
-from rlprompt.algorithms.rllib.session import silence, start_ray, without_native_messages
 from rlprompt.config import RunConfig
 from rlprompt.envs.configured import configured_env
 from rlprompt.errors import ConfigError
 from rlprompt.policies import PromptPolicy
+from rlprompt.ray_session import silence, start_ray, without_native_messages
 from rlprompt.scoring.desk import remote_spec
 from rlprompt.shipping import shipment
 from rlprompt.types import FloatArray, Json, RunContext, Scores
