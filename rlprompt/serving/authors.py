@@ -52,7 +52,7 @@ class SingleAuthor:
         self.tokenizers: Sequence[Any] = [policy.tokenizer]
         self.max_tokens: int | None = policy.prompt_length
         self._meta = MetaPrompt(served.meta_prompt)
-        self._writer = TextWriter(policy, served)
+        self._writer = TextWriter(policy, served, longest=served.max_context)
 
     def context(self, text: str) -> list[int]:
         """Returns the tokens that the policy reads for a text."""
@@ -97,7 +97,10 @@ class TeamAuthor:
         self._composition = Composition(team.agents, self.tokenizers)
         self._metas = [MetaPrompt(reading.meta_prompt) for reading in served.readings]
         self._readings = served.readings
-        self._writers = [TextWriter(team.policy(place), served, agent) for place, agent in enumerate(team.agents)]
+        self._writers = [
+            TextWriter(team.policy(place), served, agent, longest=reading.max_context)
+            for place, (agent, reading) in enumerate(zip(team.agents, served.readings, strict=True))
+        ]
 
     def context(self, text: str) -> list[int]:
         """Returns the tokens that the first agent reads for a text."""

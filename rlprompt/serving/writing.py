@@ -5,7 +5,9 @@ Shapes: B texts, C context length, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import itertools
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import cast
 
@@ -24,6 +26,8 @@ from rlprompt.served import Served
 
 CERTAIN = 1e-3
 """A token that is ahead by so much stays ahead: what stands beside a row moves its float32 logits by about 1e-5."""
+ROWS, WIDTH = 8, 16
+"""LMs in 16 bits write so many rows at once, read in a width that is a multiple of this."""
 
 
 class TextWriter:
@@ -33,10 +37,14 @@ class TextWriter:
         policy: who writes.
         served: masks and EOS.
         agent: who writes, where it is one of several: its segment's end is its own.
+        longest: the most tokens that the policy can read before it writes; None where there is no limit.
     """
 
-    def __init__(self, policy: PromptPolicy, served: Served, agent: AgentConfig | None = None) -> None:
+    def __init__(
+        self, policy: PromptPolicy, served: Served, agent: AgentConfig | None = None, *, longest: int | None = None
+    ) -> None:
         self.policy = policy
+        self.longest = longest
         self.no_repeat = served.mask.no_repeat
         if agent is None:
             self.static_mask = static_mask(policy.tokenizer, served.mask, eos=served.eos)
@@ -61,11 +69,14 @@ class TextWriter:
 
         A sum over a batch rounds differently from a sum over one row. Where two tokens were so close that this could
         choose between them, the row is written again, alone. LMs in 16 bits round so coarsely that this would be most
-        rows; they write one row at a time.
+        rows: they write batches that all have one shape, whatever `batch_size` is, and in which a row's sums are the
+        same at every place.
         """
         held = [[] for _ in contexts] if before is None else before
+        if not self.in_float32:
+            return self._in_one_shape(contexts, length, held)
         found: list[list[int]] = [[] for _ in contexts]
-        for places in _batches(contexts, batch_size if self.in_float32 else 1):
+        for places in _batches(contexts, batch_size):
             watched = _Watched(self.policy)
             read, kept = [contexts[place] for place in places], [held[place] for place in places]
             written = self._write(cast(PromptPolicy, watched), read, length, None, kept)
@@ -74,6 +85,36 @@ class TextWriter:
                 if len(places) > 1 and watched.margins[row] < CERTAIN:
                     found[place] = self._write(self.policy, [contexts[place]], length, None, [held[place]])[0]
         return found
+
+    def _in_one_shape(
+        self, contexts: Sequence[Sequence[int]], length: int, before: Sequence[Sequence[int]]
+    ) -> list[list[int]]:
+        """Writes rows of like length together, with rows that nobody asked for: one of them has the whole width.
+
+        A policy reads equal contexts once, so no two rows of a batch are equal.
+        """
+        found: list[list[int]] = [[] for _ in contexts]
+        seen: Counter[tuple[int, ...]] = Counter()
+        alike: dict[tuple[int, int], list[int]] = {}
+        for place, context in enumerate(contexts):
+            seen[tuple(context)] += 1
+            alike.setdefault((self._width(len(context)), seen[tuple(context)]), []).append(place)
+        for (width, _), places in alike.items():
+            for first in range(0, len(places), ROWS - 1):
+                rows = places[first : first + ROWS - 1]
+                read: list[Sequence[int]] = [contexts[row] for row in rows]
+                known = [list(row) for row in read]
+                filling = ([read[0][0]] * size for size in range(width, 0, -1))
+                read += itertools.islice((row for row in filling if row not in known), ROWS - len(rows))
+                kept = [*(before[row] for row in rows), *[[]] * (len(read) - len(rows))]
+                written = self._write(self.policy, read, length, None, kept)
+                for row, tokens in zip(rows, written, strict=False):
+                    found[row] = tokens
+        return found
+
+    def _width(self, size: int) -> int:
+        width = -(-size // WIDTH) * WIDTH
+        return width if self.longest is None else max(size, min(width, self.longest))
 
     def sampled(
         self,
