@@ -176,7 +176,7 @@ def publish(make: Callable[[Console], tuple[str, str] | None], page: Path) -> in
         section, text = made
         replace_section(page, section, text)
     except RLPromptError as error:
-        Console(stderr=True).print(f"error: {error}", highlight=False, markup=False)
+        Console(stderr=True).print(f"error: {error}", highlight=False, markup=False, soft_wrap=True)
         return error.exit_code
     console.print(text, markup=False, highlight=False)
     return 0

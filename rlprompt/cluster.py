@@ -8,6 +8,8 @@ from rlprompt.sections import Section
 
 ROLLING_OUT = ("ppo", "sql", "reinforce")
 """Algorithms whose prompts can be written by several workers."""
+OFF_POLICY = ("ppo", "sql")
+"""Of these, those that can learn from prompts of older weights: by PPO's ratio, or off-policy by nature."""
 
 
 class RayConfig(Section):

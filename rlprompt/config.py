@@ -12,8 +12,9 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from rlprompt.agents import AgentConfig, TeamConfig, check_names
-from rlprompt.cluster import RayConfig, check_ray
+from rlprompt.cluster import OFF_POLICY, RayConfig, check_ray
 from rlprompt.errors import ConfigError, did_you_mean
+from rlprompt.overrides import apply_overrides
 from rlprompt.sections import CacheMode
 from rlprompt.sections import Section as Section
 
@@ -200,6 +201,9 @@ class AlgorithmConfig(Section):
     """ppo, sql, reinforce, grpo, rloo; from data: sft, dpo, rrhf; in rounds: online-dpo, expert-iteration; or a
     baseline: random (samples of the untrained policy at equal budget), greedy (its most probable text); or evolve
     (rewrites of single inputs, improved in rounds by an untrained policy that reads the best ones so far)."""
+    mode: Literal["sync", "async"] = "sync"
+    """"async" (ppo, sql) writes and scores the next prompts while it learns from the last ones, so with weights that
+    are one update old."""
     iterations: int = Field(default=40, ge=1)
     lr: float = Field(default=5e-5, gt=0)
     """Adam's learning rate (RLPrompt: 5e-5)."""
@@ -271,6 +275,17 @@ class AlgorithmConfig(Section):
     """Rounds: the share of inputs that take part, where `items` chooses them."""
     survivors: int = Field(default=3, ge=1)
     """Evolve: the best texts of each input that the policy reads, with their scores, before it writes new ones."""
+
+    @model_validator(mode="after")
+    def _can_lag(self) -> AlgorithmConfig:
+        if self.mode == "async" and self.name not in OFF_POLICY:
+            raise ValueError(
+                f"mode is 'async', but {self.name} learns from prompts of the newest weights only; use mode=sync, or "
+                f"name={' or '.join(OFF_POLICY)}"
+            )
+        if self.mode == "async" and self.nlpo_top_p is not None:
+            raise ValueError("mode is 'async', but NLPO's masking copy must not lag; use mode=sync, or no nlpo_top_p")
+        return self
 
 
 class BudgetConfig(Section):
@@ -431,27 +446,6 @@ def parse_config(
         raise ConfigError(f"{source}: {describe(error, RunConfig)}") from error
 
 
-def apply_overrides(data: dict[str, Any], overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
-    """Returns a copy of the mapping with every `a.b=c` set.
-
-    >>> apply_overrides({"seed": 1}, ["algorithm.lr=1e-3"])
-    {'seed': 1, 'algorithm': {'lr': 0.001}}
-    """
-    merged: dict[str, Any] = _copy(data)
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"override '{override}' is not of the form section.key=value")
-        place = merged
-        *parents, last = key.split(".")
-        for part in parents:
-            if not isinstance(place.setdefault(part, {}), dict):
-                raise ConfigError(f"override '{override}': '{part}' is not a section")
-            place = place[part]
-        place[last] = _scalar(text, override)
-    return merged
-
-
 def dump_config(config: RunConfig) -> str:
     """Returns the resolved configuration as YAML."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -477,23 +471,6 @@ def _keys_at(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
             if isinstance(inner, type) and issubclass(inner, BaseModel):
                 current = inner
     return list(current.model_fields)
-
-
-def _scalar(text: str, override: str) -> Any:
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override '{override}' has a value that is not YAML: {_one_line(error)}") from error
-    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _copy(value: Any) -> Any:
-    return {key: _copy(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _one_line(error: Exception) -> str:

@@ -251,6 +251,15 @@ class RunContext(Protocol):
     def stop_reason(self) -> str | None:
         """Why to stop before the next iteration ("budget", "wall", "interrupt", "stop-file"), or None."""
 
+    def begin_ahead(self, num_prompts: int) -> bool:
+        """Whether the next iteration's prompts may be scored before this one, of `num_prompts`, is recorded.
+
+        If so, everything is reported and saved without them until `end_ahead`.
+        """
+
+    def end_ahead(self) -> None:
+        """Says that the iteration that was scored ahead is in progress now."""
+
     def end_iteration(
         self,
         iteration: int,
@@ -259,6 +268,7 @@ class RunContext(Protocol):
         metrics: Mapping[str, float],
         state: Any,
         training_rewards: FloatArray | None = None,
+        weight_lag: int = 0,
     ) -> None:
         """Records one finished iteration: events, scored prompts, progress, and a checkpoint when one is due.
 
@@ -269,4 +279,5 @@ class RunContext(Protocol):
             state: callable without arguments that returns the algorithm's state as a nested dict of arrays and
                 JSON values; called once, so that a stop in the middle of the next iteration can still save this one.
             training_rewards: the stabilised rewards (P,) of the prompts.
+            weight_lag: how many updates the policy that wrote the prompts was behind.
         """

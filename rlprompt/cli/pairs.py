@@ -79,7 +79,7 @@ def pairs(
 
 def parse_arguments(given: list[str]) -> dict[str, Any]:
     """Returns the arguments of a builder that are given as KEY=VALUE; raises ConfigError for anything else."""
-    from rlprompt.config import apply_overrides
+    from rlprompt.overrides import apply_overrides
 
     for entry in given:
         name, equals, _ = entry.partition("=")

@@ -184,6 +184,7 @@ class Journals:
         self._answers = AnswerJournal(folder.journal)
         self._verdicts = AnswerJournal(folder.judge_journal)
         self._scorer = scorer
+        self._settled: list[_Pair] | None = None
         scorer.log, scorer.rewards.account.log = self._answers, self._verdicts
 
     def load(self, later: Iterable[AnswerRecord]) -> None:
@@ -210,10 +211,18 @@ class Journals:
         if unknown:
             logger.warning("%d calls were in flight when the run was killed; they are charged as spent", len(unknown))
 
+    def hold(self) -> None:
+        """From now on verdicts are those of an iteration ahead: until `release` the state does not hold them."""
+        self._settled = [record[:3] for record in self._verdicts.answers]
+
+    def release(self) -> None:
+        """All verdicts are those of the iteration in progress again."""
+        self._settled = None
+
     def settle(self, recorded: Iterable[_Pair]) -> None:
-        """Lets go of what tables and state hold now: those pairs, all verdicts, and the charges of unknown calls."""
+        """Lets go of what tables and state hold now: those pairs, verdicts, and the charges of unknown calls."""
         self._answers.settle(recorded)
-        self._verdicts.settle()
+        self._verdicts.settle(self._settled)
         self._answers.unknown, self._verdicts.unknown = [], []
 
     def cut(self) -> None:

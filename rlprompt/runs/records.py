@@ -53,6 +53,8 @@ class PromptRecord:
     target_tokens: int
     example_id: str = ""
     """The example that it was written for; empty where it was written for the task."""
+    weight_lag: int = 0
+    """How many updates the policy that wrote it was behind the newest one; always 0 with `algorithm.mode: sync`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +238,7 @@ _PROMPT_TYPES = {
     "target_calls": "int64",
     "target_tokens": "int64",
     "example_id": "string",
+    "weight_lag": "int64",
 }
 
 
@@ -314,7 +317,7 @@ def read_prompts(path: Path) -> list[PromptRecord]:
     records = []
     for row in rows:
         components = {name.removeprefix(COMPONENT): _number(row[name]) for name in row if name.startswith(COMPONENT)}
-        plain = {"example_id": "", **{name: row[name] for name in _PROMPT_TYPES if name in row}}
+        plain = {"example_id": "", "weight_lag": 0, **{name: row[name] for name in _PROMPT_TYPES if name in row}}
         if len(plain) < len(_PROMPT_TYPES):
             raise RunError(f"{path} lacks the columns {sorted(set(_PROMPT_TYPES) - set(plain))}")
         for name in ("raw_reward", "training_reward", "accuracy"):

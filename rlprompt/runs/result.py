@@ -71,6 +71,31 @@ class RunResult:
             f"run folder: {self.folder}"
         )
 
+    def summary(self, config: RunConfig, policy_iterations: int | None) -> list[Json]:
+        """Returns the rows of `summary.json`: one, or none where nothing was chosen.
+
+        Args:
+            config: of the run.
+            policy_iterations: after how many iterations the chosen policy was, where a policy was chosen.
+        """
+        if self.selected_on is None:
+            return []
+        return [
+            {
+                "name": config.name,
+                "kind": "random" if config.algorithm.name == "random" else "trained",
+                "calibration": config.calibration,
+                "prompt": self.best_prompt,
+                "policy_iterations": policy_iterations,
+                "dev_accuracy": self.dev_accuracy,
+                "dev_reward": self.dev_reward,
+                "test_accuracy": None,  # the test split is for `eval` and the recipes
+                "ci95": None,
+                "target_calls": self.target_calls,
+                "seconds": round(self.seconds, 1),
+            }
+        ]
+
     def to_json(self) -> Json:
         """Returns what `result.json` holds: no paths."""
         return {

@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -193,17 +194,45 @@ class Run:
 
     def stop_reason(self) -> str | None:
         """Why to stop before the next iteration: a signal, the STOP file, the clock or the budget; else None."""
+        self.stopped_by = self._asked_to_stop()
+        if self.stopped_by is None and not self._scorer.is_held and self._budget_is_short(self.completed):
+            self.stopped_by = "budget"  # what is scored already is paid for
+        return self.stopped_by
+
+    def begin_ahead(self, num_prompts: int) -> bool:
+        """Lets the prompts of the next iteration be scored before this one is recorded, if nothing speaks against it.
+
+        Until `end_ahead` everything is reported and saved as if that had not begun. So a kill costs nothing: the
+        answers are in the journal, and the resumed run plays the iteration again.
+
+        Args:
+            num_prompts: scored in this iteration, and not recorded yet.
+
+        Returns:
+            False where dev is scored first, a stop was asked for, or the budget might not hold; nothing has changed.
+        """
+        every, following = self._config.selection.every, self.completed + 1
+        if (every is not None and following % every == 0) or self._asked_to_stop() is not None:
+            return False
+        if self._budget_is_short(following, num_prompts):
+            return False
+        self._scorer.hold()
+        self._journals.hold()
+        return True
+
+    def end_ahead(self) -> None:
+        """The iteration that was scored ahead is the one in progress now; does nothing where none was."""
+        self._scorer.release()
+        self._journals.release()
+
+    def _asked_to_stop(self) -> str | None:
         self._signals.hold()
         limit = self._config.budget.max_wall_s
         if self._signals.reason is not None:
-            self.stopped_by = self._signals.reason
-        elif self.files.stop.exists():
-            self.stopped_by = "stop-file"
-        elif limit is not None and self.seconds >= limit:
-            self.stopped_by = "wall"
-        elif self._budget_is_short():
-            self.stopped_by = "budget"
-        return self.stopped_by
+            return self._signals.reason
+        if self.files.stop.exists():
+            return "stop-file"
+        return "wall" if limit is not None and self.seconds >= limit else None
 
     def end_iteration(
         self,
@@ -213,6 +242,7 @@ class Run:
         metrics: Mapping[str, float],
         state: Any,
         training_rewards: FloatArray | None = None,
+        weight_lag: int = 0,
     ) -> None:
         """Records one finished iteration.
 
@@ -227,6 +257,7 @@ class Run:
                 arrays, tensors and JSON values.
             training_rewards: (P,), what the algorithm learnt from; by default what the stabilisers make of `scores`
                 without moving their statistics.
+            weight_lag: how many updates the policy that wrote the prompts was behind.
 
         Raises:
             TooManyFailuresError: the failed share of the run passed `run.max_failed_fraction`; all is saved.
@@ -234,14 +265,14 @@ class Run:
         if iteration != self.completed:
             raise ValueError(f"iteration {iteration} ended, but {self.completed} was next")
         if scores is not None:
-            rewards = training_rewards if training_rewards is not None else self._training_rewards(scores)
-            self._record(scores, iteration, "train", rewards)
+            rewards = training_rewards if training_rewards is not None else self._scorer.stabilised(scores)
+            self._record(scores, iteration, "train", rewards, weight_lag)
         self._score_new_best(iteration)
         self._write_part(iteration)
         duration = time.monotonic() - self._iteration_started
         status = self._status(0 if scores is None else len(scores.prompts), duration)
         watched, event = self._monitor.look(iteration, self._records)
-        metrics = {**metrics, **self._scorer.rewards.metrics(), **watched}
+        metrics = {**metrics, **self._scorer.metrics(), **watched}
         self._log_iteration(iteration, metrics, status)
         if event is not None:
             self._events.append("divergence", event)
@@ -288,6 +319,7 @@ class Run:
 
         Where prompts are written for single inputs, the policy's greedy ones for the dev inputs are scored instead.
         """
+        self.end_ahead()
         if self._config.env.per_input:
             self._measure_policy(self.completed, self.completed)
             return
@@ -301,6 +333,7 @@ class Run:
 
     def finish(self, reason: str) -> RunResult:
         """Writes what the session leaves behind: tables, last event, best/, summary.json and result.json."""
+        self.end_ahead()
         self._write_part(self.completed)
         best = self._best()
         ledger = self._scorer.ledger.snapshot()
@@ -322,7 +355,8 @@ class Run:
         )
         if best is not None:
             self._save_best(best)
-        write_json(self.files.summary, self._summary(result))
+        policy = self._choice.best  # chosen in the place of a prompt where prompts are written for single inputs
+        write_json(self.files.summary, result.summary(self._config, None if policy is None else policy["iterations"]))
         write_json(self.files.result, result.to_json())
         return result
 
@@ -332,26 +366,22 @@ class Run:
         for callback in self._callbacks:
             callback.on_end()
 
-    def _budget_is_short(self) -> bool:
-        scorer, num_prompts = self._scorer, len(self._candidates)
+    def _budget_is_short(self, iteration: int, unrecorded: int = 0) -> bool:
+        scorer, num_prompts = self._scorer, len(self._candidates) + unrecorded
         judged = scorer.rewards.judge_calls
-        return budget_is_short(self._config, scorer.task, scorer.ledger, self.completed, num_prompts, judged)
-
-    def _training_rewards(self, scores: Scores) -> FloatArray:
-        before = [stabiliser.frozen for stabiliser in self._scorer.stabilisers]
-        for stabiliser in self._scorer.stabilisers:
-            stabiliser.frozen = True
-        try:
-            return self._scorer.stabilise(scores)
-        finally:
-            for stabiliser, frozen in zip(self._scorer.stabilisers, before, strict=True):
-                stabiliser.frozen = frozen
+        return budget_is_short(self._config, scorer.task, scorer.ledger, iteration, num_prompts, judged)
 
     def _record(
-        self, scores: Scores, iteration: int, phase: str, training_rewards: FloatArray | None = None
+        self,
+        scores: Scores,
+        iteration: int,
+        phase: str,
+        training_rewards: FloatArray | None = None,
+        weight_lag: int = 0,
     ) -> list[PromptRecord]:
         answers = self._book.collect(scores)
-        records = prompt_records(scores, answers, iteration=iteration, phase=phase, training_rewards=training_rewards)
+        found = prompt_records(scores, answers, iteration=iteration, phase=phase, training_rewards=training_rewards)
+        records = [replace(record, weight_lag=weight_lag) for record in found]
         self._records += records
         self._answers += answers
         self._take_in(records, answers)
@@ -468,23 +498,3 @@ class Run:
             self._policy.save(temporary, extra=extra)
             sync_tree(temporary)
             replace_folder(temporary, self.files.best)
-
-    def _summary(self, result: RunResult) -> list[Json]:
-        if result.selected_on is None:
-            return []
-        policy = self._choice.best  # chosen in the place of a prompt where prompts are written for single inputs
-        return [
-            {
-                "name": self._config.name,
-                "kind": "random" if self._config.algorithm.name == "random" else "trained",
-                "calibration": self._config.calibration,
-                "prompt": result.best_prompt,
-                "policy_iterations": None if policy is None else policy["iterations"],
-                "dev_accuracy": result.dev_accuracy,
-                "dev_reward": result.dev_reward,
-                "test_accuracy": None,  # the test split is for `eval` and the recipes
-                "ci95": None,
-                "target_calls": result.target_calls,
-                "seconds": round(result.seconds, 1),
-            }
-        ]

@@ -131,6 +131,14 @@ class StageContext:
         """As of the run."""
         return self._run.stop_reason()
 
+    def begin_ahead(self, num_prompts: int) -> bool:
+        """As of the run."""
+        return self._run.begin_ahead(num_prompts)
+
+    def end_ahead(self) -> None:
+        """As of the run."""
+        self._run.end_ahead()
+
     def end_iteration(
         self,
         iteration: int,
@@ -139,6 +147,7 @@ class StageContext:
         metrics: Mapping[str, float],
         state: Any,
         training_rewards: FloatArray | None = None,
+        weight_lag: int = 0,
     ) -> None:
         """Records an iteration of the stage."""
         self._run.end_iteration(
@@ -147,6 +156,7 @@ class StageContext:
             metrics=metrics,
             state=state,
             training_rewards=training_rewards,
+            weight_lag=weight_lag,
         )
 
 

@@ -107,6 +107,8 @@ class Scorer(ScoringRules):
         self._uncharged: dict[_Key, TargetOutput] = {}
         self._offsets: dict[str, FloatArray] = {}
         self._original_keys: dict[_Key, None] = {}
+        self._held: tuple[Json, dict[str, float]] | None = None
+        self._ahead: set[_Key] = set()
 
     def score(
         self,
@@ -199,7 +201,7 @@ class Scorer(ScoringRules):
     def new_pairs(self, prompts: Sequence[str], examples: Sequence[Example]) -> int:
         """Returns how many (prompt, example) pairs `score` would charge to the ledger."""
         asked = {(prompt, example.id, GREEDY) for prompt, example in itertools.product(prompts, examples)}
-        return sum(key not in self._answers for key in asked)
+        return sum(key not in self._answers or key in self._ahead for key in asked)
 
     def remember(self, records: Iterable[AnswerRecord], *, charged: bool = True) -> None:
         """Fills in answers of an earlier part of the run; failures are left out.
@@ -237,8 +239,41 @@ class Scorer(ScoringRules):
             grouped = by_group(stabiliser, grouped, valid)
         return np.where(scores.prompt_valid, grouped[places, columns], 0.0)
 
+    def stabilised(self, scores: Scores) -> FloatArray:
+        """Returns what `stabilise` would, and leaves the stabilisers' statistics as they are."""
+        before = [stabiliser.frozen for stabiliser in self.stabilisers]
+        for stabiliser in self.stabilisers:
+            stabiliser.frozen = True
+        try:
+            return self.stabilise(scores)
+        finally:
+            for stabiliser, frozen in zip(self.stabilisers, before, strict=True):
+                stabiliser.frozen = frozen
+
+    @property
+    def is_held(self) -> bool:
+        """Whether something is scored ahead of what is reported."""
+        return self._held is not None
+
+    def hold(self) -> None:
+        """Scores ahead: until `release`, state, spending and metrics are reported as they are now."""
+        self._held = (self.state_dict(), self.rewards.metrics())
+        self.ledger.hold()
+
+    def release(self) -> None:
+        """Reports everything again."""
+        self._held = None
+        self._ahead.clear()
+        self.ledger.release()
+
+    def metrics(self) -> dict[str, float]:
+        """Returns the numbers that rewards tell of themselves, by name."""
+        return self.rewards.metrics() if self._held is None else self._held[1]
+
     def state_dict(self) -> Json:
         """Returns the state of ledger, rewards and stabilisers; the answers themselves are in the run's records."""
+        if self._held is not None:
+            return self._held[0]
         return {
             "ledger": self.ledger.state_dict(),
             "rewards": self.rewards.state_dict(),
@@ -314,6 +349,8 @@ class Scorer(ScoringRules):
             self.target_seconds += time.perf_counter() - started
             outputs = {**self._uncharged, **dict(zip(places, answers, strict=True))}
             reservation.settle([outputs[key] for key in missing])
+        if self.is_held:
+            self._ahead |= missing.keys()
         failed: dict[_Key, TargetOutput] = {}
         for key in missing:
             self._uncharged.pop(key, None)

@@ -12,8 +12,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from rlprompt.config import BudgetConfig, apply_overrides, describe, read_mapping
+from rlprompt.config import BudgetConfig, describe, read_mapping
 from rlprompt.errors import ConfigError, did_you_mean
+from rlprompt.overrides import apply_overrides
 from rlprompt.sections import Section
 from rlprompt.seeding import generator
 

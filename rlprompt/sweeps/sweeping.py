@@ -11,8 +11,9 @@ from pathlib import Path
 
 import yaml
 
-from rlprompt.config import RunConfig, apply_overrides
+from rlprompt.config import RunConfig
 from rlprompt.errors import ConfigError, RunError
+from rlprompt.overrides import apply_overrides
 from rlprompt.runs.folder import (
     check_writable,
     new_folder,

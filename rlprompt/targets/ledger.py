@@ -10,6 +10,7 @@ Money is kept as whole picodollars, so that sums are exact and a reservation lea
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 from collections.abc import Mapping, Sequence
@@ -239,6 +240,7 @@ class Ledger:
         self._lock = threading.Lock()
         self._held = _Held()
         self._counters = _Counters()
+        self._reported: _Counters | None = None
 
     def reserve(
         self,
@@ -302,7 +304,7 @@ class Ledger:
         if self._limits.max_target_calls is None:
             return None
         with self._lock:
-            return max(self._limits.max_target_calls - self._total().calls - self._held.calls, 0)
+            return max(self._limits.max_target_calls - _total(self._counters).calls - self._held.calls, 0)
 
     @property
     def is_shared(self) -> bool:
@@ -315,7 +317,7 @@ class Ledger:
         Tokens and money are taken at what a call has cost so far.
         """
         with self._lock:
-            used = self._total()
+            used = _total(self._counters)
             spent = (used.tokens, used.cost_pico)
             tokens, cost_pico = (-(-amount * calls // used.calls) if used.calls else 0 for amount in spent)
             try:
@@ -329,9 +331,19 @@ class Ledger:
         if self._shared is None:
             return
         with self._lock:
-            used = self._total()
+            used = _total(self._counters)
             self._shared.settle(used.calls, used.tokens, used.cost_pico)
             self._granted = (0, 0, 0)  # unknown from now on: the next reservation asks again
+
+    def hold(self) -> None:
+        """Reports, until `release`, what is booked by now; limits count all that is booked."""
+        with self._lock:
+            self._reported = copy.deepcopy(self._counters)
+
+    def release(self) -> None:
+        """Reports everything again."""
+        with self._lock:
+            self._reported = None
 
     def snapshot(self) -> Json:
         """Returns all sums as JSON values; everything but "test" and "by_phase" leaves the test phase out.
@@ -340,7 +352,8 @@ class Ledger:
         the calls that were in flight when a session was killed; they are in `paid`.
         """
         with self._lock:
-            total = self._total().report()
+            counters = self._reported or self._counters
+            total = _total(counters).report()
             return {
                 "used": {"calls": total["calls"], "tokens": total["tokens"]},
                 "paid": {
@@ -349,19 +362,19 @@ class Ledger:
                     "cost_usd": total["cost_usd"],
                     "unpriced_calls": total["unpriced_calls"],
                 },
-                "test": self._counters.phases.get(TEST_PHASE, _Meter()).report(),
-                "by_role": {name: meter.report() for name, meter in sorted(self._counters.roles.items())},
-                "by_phase": {name: meter.report() for name, meter in sorted(self._counters.phases.items())},
-                "failed": self._counters.failed,
-                "cache_hits": self._counters.cache_hits,
-                "unknown": self._counters.unknown,
+                "test": counters.phases.get(TEST_PHASE, _Meter()).report(),
+                "by_role": {name: meter.report() for name, meter in sorted(counters.roles.items())},
+                "by_phase": {name: meter.report() for name, meter in sorted(counters.phases.items())},
+                "failed": counters.failed,
+                "cache_hits": counters.cache_hits,
+                "unknown": counters.unknown,
                 "limits": asdict(self._limits),
             }
 
     def state_dict(self) -> Json:
         """Returns all sums as JSON values; open reservations and the limits are not part of it."""
         with self._lock:
-            return asdict(self._counters)
+            return asdict(self._reported or self._counters)
 
     def load_state_dict(self, state: Json) -> None:
         """Restores what `state_dict` returned; the limits stay those of this ledger.
@@ -380,14 +393,7 @@ class Ledger:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"the saved ledger is damaged ({error!r}); resume an older checkpoint") from error
         with self._lock:
-            self._counters = counters
-
-    def _total(self) -> _Meter:
-        total = _Meter()
-        for phase, meter in self._counters.phases.items():
-            if phase != TEST_PHASE:
-                total.add(meter)
-        return total
+            self._counters, self._reported = counters, None
 
     def _price(self, role: str, model: str | None) -> Price | None:
         price = self._prices.get(role if model is None else model)
@@ -397,7 +403,7 @@ class Ledger:
 
     def _secure(self, calls: int, tokens: int, cost_pico: int) -> None:
         """Raises BudgetExceededError where so much more does not fit; else a shared budget has granted it."""
-        used, held, limits = self._total(), self._held, self._limits
+        used, held, limits = _total(self._counters), self._held, self._limits
         cost = None if limits.max_cost_usd is None else math.floor(limits.max_cost_usd * _PICO)
         for name, limit, spent, reserved, more, unit in (
             ("max_target_calls", limits.max_target_calls, used.calls, held.calls, calls, 1),
@@ -438,6 +444,14 @@ class Ledger:
                 self._counters.roles.setdefault(reservation.role, _Meter()).add(spent)
             self._counters.failed += sum(output.failure is not None for output in outputs)
             self._counters.cache_hits += sum(output.cached for output in outputs)
+
+
+def _total(counters: _Counters) -> _Meter:
+    total = _Meter()
+    for phase, meter in counters.phases.items():
+        if phase != TEST_PHASE:
+            total.add(meter)
+    return total
 
 
 def _usage(output: TargetOutput) -> int:

@@ -1,6 +1,5 @@
 """Several env runners: the same prompts, spending and weights as one process, also when runners are lost."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from rllib_runs import TOKENS, FakeRun, merged, weights_after
+from rllib_runs import TOKENS, FakeRun, found_by, merged, weights_after
 
 from rlprompt.algorithms.rllib import rollouts
 from rlprompt.algorithms.rllib.engine import Engine
@@ -18,7 +17,6 @@ from rlprompt.config import RunConfig
 from rlprompt.errors import ConfigError, RunError
 from rlprompt.mailbox import STABILISE
 from rlprompt.ray_session import start_ray
-from rlprompt.runs import load_run, train
 
 pytestmark = pytest.mark.ray
 
@@ -36,26 +34,6 @@ def one_ray() -> Iterator[None]:
     start_ray(RayConfig(num_env_runners=4))
     yield
     ray.shutdown()
-
-
-def found_by(config: RunConfig, folder: Path) -> tuple[Any, ...]:
-    """Everything that a run found: prompts with rewards and ends, what it learnt of them, spending, the choice."""
-    result = train(
-        config.model_copy(update={"run": config.run.model_copy(update={"dir": str(folder)})}), progress=False
-    )
-    events = [json.loads(line) for line in (result.folder / "events.jsonl").read_text().splitlines()]
-    metrics = [
-        {name: value for name, value in event["metrics"].items() if not name.startswith("time/")}
-        for event in events
-        if "metrics" in event
-    ]
-    records = [
-        repr((record.prompt, record.phase, record.iteration, record.raw_reward, record.training_reward))
-        for record in load_run(result.folder).prompts()
-    ]
-    weights = [path.read_bytes() for path in sorted((result.folder / "best").rglob("*.safetensors"))]
-    assert weights
-    return records, metrics, result.target_calls, result.stop_reason, result.best_prompt, weights
 
 
 TOKEN_WISE = {"baseline": "critic", "kl_coeff": 0.1, "kl_in": "reward", "nlpo_top_p": 0.9, "nlpo_every": 2}

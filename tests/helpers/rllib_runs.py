@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from rlprompt.algorithms.rllib.engine import Engine
 from rlprompt.config import RunConfig, parse_config
 from rlprompt.policies import build_policy
+from rlprompt.runs import load_run, train
 from rlprompt.scoring import build_scorer
 
 TOKENS: dict[str, Any] = {
@@ -42,6 +44,33 @@ class FakeRun:
         self.policy = build_policy(
             config.policy, prompt_length=config.env.prompt_length, seed=config.seed, search_path=search_path
         )
+        self.goes_ahead = True
+
+    def begin_ahead(self, num_prompts: int) -> bool:
+        """Whether the next iteration may be scored before this one is recorded."""
+        return self.goes_ahead
+
+    def end_ahead(self) -> None:
+        """Nothing is reported here."""
+
+
+def found_by(config: RunConfig, folder: Path) -> tuple[Any, ...]:
+    """Everything that a run finds: prompts with rewards and ends, what it learns of them, spending, the choice."""
+    settings = config.run.model_copy(update={"dir": str(folder)})
+    result = train(config.model_copy(update={"run": settings}), progress=False)
+    events = [json.loads(line) for line in (result.folder / "events.jsonl").read_text().splitlines()]
+    metrics = [
+        {name: value for name, value in event["metrics"].items() if not name.startswith("time/")}
+        for event in events
+        if "metrics" in event
+    ]
+    records = [
+        repr((record.prompt, record.phase, record.iteration, record.raw_reward, record.training_reward))
+        for record in load_run(result.folder).prompts()
+    ]
+    weights = [path.read_bytes() for path in sorted((result.folder / "best").rglob("*.safetensors"))]
+    assert weights
+    return records, metrics, result.target_calls, result.stop_reason, result.best_prompt, weights
 
 
 def weights_after(engine: Engine, iterations: range) -> dict[str, torch.Tensor]:

@@ -1,6 +1,6 @@
 """Run by the kill tests: sessions of one PPO run, each killed at its point and resumed by the next, the last one not.
 
-Usage: ppo_kill_driver.py FOLDER POINT ...   a point is rollout, update or checkpoint
+Usage: ppo_kill_driver.py FOLDER MODE POINT ...   MODE is algorithm.mode; a point is rollout, update, checkpoint, ahead
 Writes FOLDER/answered, the texts that the target has answered. Libraries are imported once; sessions are forks.
 """
 
@@ -9,18 +9,20 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rlprompt.algorithms.rllib.ahead import AheadRollouts
 from rlprompt.algorithms.rllib.learner import PromptLearner
 from rlprompt.config import RunConfig, parse_config
 from rlprompt.runs import checkpoints, train
 from rlprompt.targets.planted import PlantedTarget
 
 
-def make_config(folder: Path) -> RunConfig:
-    """Five iterations of 8 prompts of three tokens on 4 train examples."""
+def make_config(folder: Path, mode: str = "sync") -> RunConfig:
+    """A few iterations of 8 prompts of three tokens on 4 train examples."""
     return parse_config(
         {
             "name": "ppo",
@@ -30,7 +32,7 @@ def make_config(folder: Path) -> RunConfig:
             "policy": {"kind": "categorical", "model": "planted-20"},
             "env": {"prompt_length": 3, "num_envs": 8, "action": "sequence"},
             "stabilisers": [{"name": "running-normalisation"}],
-            "algorithm": {"name": "ppo", "lr": 0.05, "iterations": 5},
+            "algorithm": {"name": "ppo", "lr": 0.05, "iterations": 8 if mode == "async" else 5, "mode": mode},
             "selection": {"top": 2},
             "run": {"dir": str(folder), "checkpoint_every": 1, "tensorboard": False},
         }
@@ -43,6 +45,9 @@ def killing(function: Callable[..., Any], after: int) -> Callable[..., Any]:
 
     def call(*arguments: Any, **keywords: Any) -> Any:
         if next(calls, None) is None:
+            for thread in threading.enumerate():  # what the target has answered is written down by then
+                if thread.name.startswith("iteration-") and thread is not threading.current_thread():
+                    thread.join()
             os.kill(os.getpid(), signal.SIGKILL)
         return function(*arguments, **keywords)
 
@@ -57,9 +62,11 @@ def arm(point: str | None) -> None:
         PromptLearner.postprocess_gradients = killing(PromptLearner.postprocess_gradients, 3)
     elif point == "checkpoint":
         checkpoints.replace_folder = killing(checkpoints.replace_folder, 1)  # type: ignore[attr-defined]
+    elif point == "ahead":  # scored, and not learnt from
+        AheadRollouts.prepare = killing(AheadRollouts.prepare, 2)  # type: ignore[method-assign]
 
 
-def session(folder: Path, point: str | None) -> None:
+def session(folder: Path, mode: str, point: str | None) -> None:
     """One process: a new run, or the one that is there."""
     run = PlantedTarget.run
 
@@ -72,16 +79,16 @@ def session(folder: Path, point: str | None) -> None:
     PlantedTarget.run = written_down  # type: ignore[method-assign]
     arm(point)
     before = sorted((folder / "ppo").glob("*"))
-    train(make_config(folder), resume=before[0] if before else None, progress=False)
+    train(make_config(folder, mode), resume=before[0] if before else None, progress=False)
 
 
 def main() -> None:
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True)
-    for point in (*sys.argv[2:], None):
+    for point in (*sys.argv[3:], None):
         child = os.fork()
         if child == 0:
-            session(folder, point)
+            session(folder, sys.argv[2], point)
             sys.stdout.flush()
             os._exit(0)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

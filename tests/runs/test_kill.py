@@ -143,12 +143,16 @@ def test_t4_a_run_killed_between_two_checkpoints_asks_for_nothing_twice(
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.parametrize(
+    ("mode", "points"),
+    [("sync", ("rollout", "update", "checkpoint")), ("async", ("ahead", "rollout", "update", "checkpoint"))],
+)
 def test_t4_ppo_killed_in_a_rollout_an_update_and_a_checkpoint_equals_one_that_was_left_alone(
-    tmp_path: Path, answered: list[str]
+    mode: str, points: tuple[str, ...], tmp_path: Path, answered: list[str]
 ) -> None:
     """The fixed points of the matrix whose random moments are those of experiments/reliability/kills.py."""
     done = subprocess.run(
-        [sys.executable, str(HERE / "ppo_kill_driver.py"), str(tmp_path / "killed"), "rollout", "update", "checkpoint"],
+        [sys.executable, str(HERE / "ppo_kill_driver.py"), str(tmp_path / "killed"), mode, *points],
         capture_output=True,
         text=True,
         timeout=500,
@@ -161,7 +165,7 @@ def test_t4_ppo_killed_in_a_rollout_an_update_and_a_checkpoint_equals_one_that_w
     assert spec.loader is not None
     driver = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(driver)
-    expected = everything(train(driver.make_config(tmp_path / "alone"), progress=False).folder)
+    expected = everything(train(driver.make_config(tmp_path / "alone", mode), progress=False).folder)
     (run,) = (tmp_path / "killed" / "ppo").iterdir()
     found = everything(run)
     for name, value in expected.items():

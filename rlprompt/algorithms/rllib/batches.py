@@ -32,9 +32,10 @@ class PromptBatch(ConnectorV2):
 
     Columns, all of shape (B, T) unless stated: `tokens` (int64), `mask` (1.0 where a token was written, EOS included),
     `rewards` (less the KL penalty where there is one), `context` (B, C), `episode` (B,), `old_logp` and `values`
-    (recomputed by teacher forcing, so that the first ratio is 1), `advantages` and `returns`. With `measure_kl` also
-    `log_ratio`, the logarithm of policy over reference of each written token. Policies with frozen features add
-    `features` (B, T, d) and `allowed` (B, T, V); a whole LM adds `allowed` under NLPO only.
+    (recomputed by teacher forcing, so that the first ratio is 1 where the weights of now wrote the prompts),
+    `advantages` and `returns`. With `measure_kl` also `log_ratio`, the logarithm of policy over reference of each
+    written token. Policies with frozen features add `features` (B, T, d) and `allowed` (B, T, V); a whole LM adds
+    `allowed` under NLPO only.
 
     Args:
         input_observation_space: given by RLlib.
@@ -105,6 +106,9 @@ def score(
 ) -> dict[str, torch.Tensor]:
     """Returns what a module makes of written prompts, without gradient.
 
+    Where older weights wrote them (`PromptModule.behaviour`), what is said about the writer, `old_logp` and
+    `log_ratio`, is theirs, and values are those of now.
+
     Args:
         module: of the policy that wrote them.
         columns: `tokens`, `mask`, `context`; with several agents and `env.mask.no_repeat` also `before`, (B, P), the
@@ -115,9 +119,17 @@ def score(
     Returns:
         `old_logp`, `values` and perhaps `log_ratio`, (B, T); with frozen features also `features` and `allowed`.
     """
-    if isinstance(module.policy, FeaturePolicy):
-        return score_features(module, columns, place=place, measure_kl=measure_kl)
-    return score_tokens(module, columns, place=place, measure_kl=measure_kl)
+    read = score_features if isinstance(module.policy, FeaturePolicy) else score_tokens
+    found = read(module, columns, place=place, measure_kl=measure_kl)
+    if module.behaviour is None:
+        return found
+    now = module.policy.trainable_state()
+    module.policy.load_trainable_state(module.behaviour)
+    try:
+        written = read(module, columns, place=place, measure_kl=measure_kl)
+    finally:
+        module.policy.load_trainable_state(now)
+    return found | {name: written[name] for name in (OLD_LOGP, LOG_RATIO) if name in written}
 
 
 @torch.no_grad()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,11 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig as RLlibConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from rlprompt.algorithms.diagnostics import iteration_metrics
+from rlprompt.algorithms.rllib.ahead import AheadRollouts
 from rlprompt.algorithms.rllib.batches import PromptBatch, has_valid_episode
 from rlprompt.algorithms.rllib.learner import PromptLearner
 from rlprompt.algorithms.rllib.module import PromptModule
-from rlprompt.algorithms.rllib.rollouts import LocalRollouts, RemoteRollouts, Rollouts
+from rlprompt.algorithms.rllib.rollouts import LocalRollouts, RemoteRollouts, Rollouts, Weights, weights_of
 from rlprompt.config import RunConfig
 from rlprompt.envs.configured import configured_env
 from rlprompt.errors import ConfigError
@@ -33,6 +34,8 @@ class PromptAlgorithm(Algorithm):
 
     rollouts: Rollouts
     """Set by the engine; hands the weights to those who play."""
+    meanwhile: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Set by the engine; what goes on beside the update."""
 
     def training_step(self) -> None:
         """One on-policy iteration; without a single valid episode the weights stay as they are."""
@@ -41,9 +44,10 @@ class PromptAlgorithm(Algorithm):
             return
         settings = self.config.learner_config_dict["algorithm"]
         epochs = settings["epochs"] if settings["name"] == "ppo" else 1
-        self.learner_group.update(
-            episodes=episodes, timesteps={}, num_epochs=epochs, minibatch_size=settings["minibatch_size"]
-        )
+        with self.meanwhile():
+            self.learner_group.update(
+                episodes=episodes, timesteps={}, num_epochs=epochs, minibatch_size=settings["minibatch_size"]
+            )
 
 
 class PromptAlgorithmConfig(RLlibConfig):
@@ -214,7 +218,13 @@ class Engine:
         silence()
         if remote is not None:
             remote.attach(self.algorithm)
-        self.algorithm.rollouts = self.rollouts = LocalRollouts(self.algorithm) if remote is None else remote
+        rollouts: Rollouts = LocalRollouts(self.algorithm) if remote is None else remote
+        self._written_with: Weights | None = None
+        """What the iteration to come is written with; None: what the learner has then."""
+        if config.algorithm.mode == "async":
+            rollouts = self._ahead = AheadRollouts(rollouts, run)
+            self.algorithm.meanwhile = self._next_iteration
+        self.algorithm.rollouts = self.rollouts = rollouts
         self.start()  # an earlier stage may have trained the policy
 
     def check(self) -> None:
@@ -239,7 +249,11 @@ class Engine:
         started = time.perf_counter()
         learner = self._learner
         self.prepare(iteration)
-        self.rollouts.prepare(iteration)
+        now, behind = weights_of(learner), self._written_with
+        self.rollouts.prepare(iteration, now if behind is None else behind)
+        for name, module in learner.prompt_modules.items():
+            module.behaviour = None if behind is None else behind[name]["policy"]
+        self.weight_lag, self._written_with = int(behind is not None), now if self._is_async else None
         learner.iteration, learner.diagnostics = iteration, {}
         before = self._seconds()
         self.algorithm.train()
@@ -252,8 +266,26 @@ class Engine:
         elapsed = time.perf_counter() - started
         spent = dict(zip(("target", "policy", "learner"), np.subtract(self._seconds(), before).tolist(), strict=True))
         metrics |= {f"time/{name}_s": seconds for name, seconds in spent.items()}
-        metrics |= {"time/iteration_s": elapsed, "time/outside_models": 1.0 - sum(spent.values()) / elapsed}
+        metrics |= {"time/iteration_s": elapsed}
+        if self._is_async:
+            metrics |= {"weight_lag": float(self.weight_lag)}
+        else:  # nothing overlaps
+            metrics |= {"time/outside_models": 1.0 - sum(spent.values()) / elapsed}
         return scores, metrics
+
+    @property
+    def _is_async(self) -> bool:
+        return bool(self.run.config.algorithm.mode == "async")
+
+    @contextmanager
+    def _next_iteration(self) -> Iterator[None]:
+        """Plays the next iteration, if there is one, with the weights from before the update that goes on."""
+        following, weights = self._learner.iteration + 1, self._written_with
+        if weights is None or following >= self.run.config.algorithm.iterations:
+            yield
+            return
+        with self._ahead.playing(following, weights):
+            yield
 
     def prepare(self, iteration: int) -> None:
         """What has to be done before an iteration."""
@@ -273,6 +305,16 @@ class Engine:
         """Returns what `restore` needs."""
         state: dict[str, Any] = self._learner.prompt_state()
         return state
+
+    def saved(self) -> dict[str, Any]:
+        """Returns what `resume` needs: the state, and the weights that the next iteration is written with."""
+        behind = self._written_with
+        return self.state() if behind is None else {**self.state(), "written_with": behind}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Goes on with what `saved` returned."""
+        self.restore(state)
+        self._written_with = state.get("written_with")
 
     def close(self) -> None:
         """Frees the algorithm's workers."""
@@ -311,7 +353,7 @@ def fit(run: RunContext) -> None:
         start = 0
         if restored is not None:
             start, state = restored
-            engine.restore(state)
+            engine.resume(state)
         for iteration in range(start, run.config.algorithm.iterations):
             if run.stop_reason() is not None:
                 return
@@ -320,8 +362,9 @@ def fit(run: RunContext) -> None:
                 iteration,
                 scores=scores,
                 metrics=metrics,
-                state=engine.state,
+                state=engine.saved,
                 training_rewards=engine.training_rewards,
+                weight_lag=engine.weight_lag,
             )
     finally:
         engine.close()

@@ -79,6 +79,8 @@ class PromptModule(TorchRLModule, ValueFunctionAPI):
             self.__dict__["masking"] = MaskingPolicy(self.policy, algorithm.nlpo_top_p)
         self.learns = True
         """Whether the learner changes it in this iteration; agents of a game may be frozen."""
+        self.behaviour: dict[str, torch.Tensor] | None = None
+        """What the policy trains, as it was when the newest prompts were written; None: as it is now."""
         self.seconds = 0.0
         self.forwards = 0
 

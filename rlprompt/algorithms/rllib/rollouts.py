@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import ray
@@ -44,16 +44,23 @@ PROBE_S = 5.0
 LONGEST_BACKOFF_S = 30.0
 
 
+Weights: TypeAlias = dict[str, dict[str, Any]]
+"""By module id: `policy`, what it trains, and `masking`, that of NLPO's masking copy, or None."""
+
+
 class Rollouts(Protocol):
     """Plays iterations."""
 
-    scores: Scores | None
-    """Of the newest iteration's prompts."""
-    training_rewards: FloatArray | None
-    """(P,), stabilised; None with step differences."""
+    @property
+    def scores(self) -> Scores | None:
+        """Of the newest iteration's prompts."""
 
-    def prepare(self, iteration: int) -> None:
-        """Says which iteration comes next, and with the weights of now."""
+    @property
+    def training_rewards(self) -> FloatArray | None:
+        """(P,), stabilised; None with step differences."""
+
+    def prepare(self, iteration: int, weights: Weights) -> None:
+        """Says which iteration comes next, and with which weights."""
 
     def play(self) -> list[Any]:
         """Returns the iteration's episodes."""
@@ -78,6 +85,24 @@ def modules_of(runner: Any) -> dict[str, PromptModule]:
         return {DEFAULT_MODULE_ID: runner.module.unwrapped()}
     parts = {name: part.unwrapped() for name, part in runner.module.items()}
     return {name: part for name, part in parts.items() if isinstance(part, PromptModule)}
+
+
+def weights_of(learner: Any) -> Weights:
+    """Returns copies of what a learner's prompt modules train."""
+    found: Weights = {}
+    for name, module in learner.prompt_modules.items():
+        masking = None if module.masking is None else module.masking.policy.trainable_state()
+        found[name] = {"policy": module.policy.trainable_state(), "masking": masking}
+    return found
+
+
+def take_weights(modules: Mapping[str, PromptModule], weights: Weights) -> None:
+    """Gives samplers their weights; contexts are forgotten, so that a resumed run does the same."""
+    for name, module in modules.items():
+        module.policy.load_trainable_state(weights[name]["policy"])
+        if module.masking is not None:
+            module.masking.load(weights[name]["masking"])
+        module.policy.forget()
 
 
 def _plays_games(runner: Any) -> bool:
@@ -124,16 +149,10 @@ class LocalRollouts:
         """Time that the sampling policies have taken so far."""
         return sum(module.seconds for module in self._modules.values())
 
-    def prepare(self, iteration: int) -> None:
-        """Hands the learner's weights to the sampler; contexts are forgotten, so that a resumed run does the same."""
-        group, learners = self._algorithm.env_runner_group, self._algorithm.learner_group
-        group.sync_weights(from_worker_or_learner_group=learners, inference_only=True)
+    def prepare(self, iteration: int, weights: Weights) -> None:
+        """Hands the weights to the sampler."""
+        take_weights(self._modules, weights)
         self._env.set_iteration(iteration)
-        for name, module in self._modules.items():
-            learnt = learners._learner.prompt_modules[name].masking
-            if module.masking is not None:
-                module.masking.load(learnt.policy.trainable_state())
-            module.policy.forget()
 
     def play(self) -> list[Any]:
         """Returns the iteration's episodes."""
@@ -167,7 +186,7 @@ class Crash:
 
 
 def play_share(
-    runner: Any, *, iteration: int, attempt: int, share: int, weights: Mapping[str, Any]
+    runner: Any, *, iteration: int, attempt: int, share: int, weights: Weights
 ) -> Played | RLPromptError | Crash:
     """Plays an env runner's share of an iteration; runs in the runner's process.
 
@@ -176,7 +195,7 @@ def play_share(
         iteration: from 0.
         attempt: how often runners were sent out before.
         share: episodes of each runner.
-        weights: what the modules train, by module id.
+        weights: what the modules write with.
     """
     try:
         env, modules = env_of(runner), modules_of(runner)
@@ -184,11 +203,7 @@ def play_share(
         first = (runner.worker_index - 1) * share
         env.first_episode = scorer.share = first
         scorer.attempt = attempt
-        for name, module in modules.items():
-            module.policy.load_trainable_state(weights[name]["policy"])
-            if module.masking is not None:
-                module.masking.load(weights[name]["masking"])
-            module.policy.forget()
+        take_weights(modules, weights)
         before = sum(module.seconds for module in modules.values())
         env.set_iteration(iteration)
         with our_own_errors():
@@ -234,16 +249,8 @@ class RemoteRollouts:
         """Says whose env runners play."""
         self._algorithm = algorithm
 
-    def prepare(self, iteration: int) -> None:
-        """Publishes the learner's weights once for all runners."""
-        learner = self._algorithm.learner_group._learner
-        weights = {}
-        for name, module in learner.prompt_modules.items():
-            masking = module.masking
-            weights[name] = {
-                "policy": module.policy.trainable_state(),
-                "masking": None if masking is None else masking.policy.trainable_state(),
-            }
+    def prepare(self, iteration: int, weights: Weights) -> None:
+        """Publishes the weights once for all runners."""
         self._iteration, self._weights, self._turns = iteration, ray.put(weights), []
 
     def play(self) -> list[Any]:
@@ -400,4 +407,4 @@ class RemoteRollouts:
         ray.kill(self._mailbox)
 
 
-__all__ = ["LocalRollouts", "Played", "RemoteRollouts", "Rollouts", "env_of", "modules_of"]
+__all__ = ["LocalRollouts", "Played", "RemoteRollouts", "Rollouts", "Weights", "env_of", "modules_of", "weights_of"]
