@@ -79,7 +79,7 @@ def main() -> int:
         rows = test_entries(config, entries, console)
         path = write_summary(Path(trained.folder), rows)
     except RLPromptError as error:
-        Console(stderr=True).print(f"error: {error}", highlight=False, markup=False)
+        Console(stderr=True).print(f"error: {error}", highlight=False, markup=False, soft_wrap=True)
         return error.exit_code
     print_table(rows, console, f"{config.task.name}, target {config.target.name}, seed {config.seed}")
     if options.readme:

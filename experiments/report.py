@@ -219,7 +219,11 @@ def difference(first: FloatArray, second: FloatArray, digits: int = 3) -> str:
 
 def replace_section(path: Path, name: str, text: str) -> None:
     """Replaces what stands between `<!-- name -->` and `<!-- /name -->` in a Markdown file."""
-    before, opening, rest = path.read_text(encoding="utf-8").partition(f"<!-- {name} -->")
+    try:
+        page = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} cannot be read ({error}); give a Markdown file with --readme") from error
+    before, opening, rest = page.partition(f"<!-- {name} -->")
     _, closing, after = rest.partition(f"<!-- /{name} -->")
     if not opening or not closing:
         raise RunError(f"{path} has no section '{name}'; add the lines <!-- {name} --> and <!-- /{name} -->")

@@ -25,6 +25,8 @@ STORE_BYTES = 80 * 2**20
 CLASSES = {"runner": "EnvRunner", "mailbox": "Mailbox"}
 """Fault -> what the class of the actor that is killed is called, or ends with."""
 POLL_S = 0.05
+PATIENCE, PATIENCE_S = "RAY_gcs_rpc_server_reconnect_timeout_s", 3
+"""Seconds after which Ray gives a lost head up; it waits for a minute by itself."""
 
 
 def iterations_of(runs: Path) -> int:
@@ -42,7 +44,7 @@ def wait_for(runs: Path, iteration: int, delay_s: float) -> None:
 @contextmanager
 def cluster_for(fault: str) -> Iterator[Any]:
     """Starts what the fault is injected into; yields the cluster, or None where the run starts Ray by itself."""
-    if fault not in (*CLASSES, "node", "store"):
+    if fault not in (*CLASSES, "node", "head", "store"):
         yield None
         return
     from ray.cluster_utils import Cluster
@@ -67,6 +69,9 @@ def inject(fault: str, cluster: Any, seed: int) -> Any:
     import numpy as np
     import ray
 
+    if fault == "head":  # without its directory of everything, Ray ends all processes that have joined it
+        cluster.head_node.kill_gcs_server(check_alive=False)
+        return None
     if fault == "store":
         return [ray.put(np.zeros(STORE_BYTES // 4, dtype=np.uint8)) for _ in range(6)]
     from ray._private.state import actors
@@ -89,6 +94,8 @@ def main() -> int:
     from rlprompt.cli.main import main as rlprompt
 
     plan = json.loads(sys.argv[1])
+    if plan["fault"] == "head":
+        os.environ[PATIENCE] = str(PATIENCE_S)
     fault, runs = plan["fault"], Path(plan["runs"])
     kept: list[Any] = []
     with cluster_for(fault) as cluster:

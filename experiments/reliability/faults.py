@@ -1,10 +1,10 @@
 """Faults at random moments of a PPO run with two env runners whose target is behind HTTP: what is lost or paid twice.
 
 Command: python experiments/reliability/faults.py [--times 10] [--faults runner mailbox ...] [--seed 0]
-One run is left alone; each of the others meets one fault: an env runner, the mailbox or a node is killed, the object
-store is filled, the API refuses for some seconds, or the driver is killed with `kill -9` and resumed. A run that a
-fault ends is resumed too. Results that are there are not measured again. Rewrites its part of experiments/README.md;
-exits 1 where anything was lost.
+One run is left alone; each of the others meets one fault: an env runner, the mailbox, a node or the cluster's head is
+killed, the object store is filled, the API refuses for some seconds, or the driver is killed with `kill -9`. A run that
+a fault ends is resumed, where the head was lost on a new cluster. Results that are there are not measured again.
+Rewrites its part of experiments/README.md; exits 1 where anything was lost.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ FAULTS = {
     "runner": "env runner killed",
     "mailbox": "mailbox killed",
     "node": "node killed",
+    "head": "head killed, started anew",
     "store": "object store full",
     "api": "API down for seconds",
     "driver": "driver killed, resumed",
@@ -199,7 +200,7 @@ def is_sound(found: Json) -> bool:
     """Whether the fault was met, nothing was lost, and nothing paid twice but what was in flight at a kill."""
     same = found["same_curve"] and found["same_weights"]
     told = all(reason for reason in found["reasons"])
-    in_flight = found["unknown"] if found["fault"] == "driver" else 0
+    in_flight = found["unknown"] if found["fault"] in ("driver", "head") else 0
     return bool(found["injected"] and same and told and found["lost"] == 0 and found["repeated"] <= in_flight)
 
 

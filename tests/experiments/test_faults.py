@@ -1,13 +1,15 @@
 """The soak of faults: what it calls sound, its table, and the outage of its server. The soak itself takes an hour."""
 
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from experiments.reliability.fault_session import iterations_of
-from experiments.reliability.faults import FAULTS, is_sound, reason_in, table
+from experiments.reliability.faults import FAULTS, is_sound, left_alone, measure, reason_in, table
+from experiments.reliability.kills import LATENCY_S, LENGTH, VOCABULARY
 from experiments.reliability.server import PlantedServer
 from rlprompt.targets import load_target
 from rlprompt.types import Rendered, TargetRequest
@@ -62,7 +64,20 @@ def test_the_table_sums_up_each_fault(tmp_path: Path) -> None:
     lines = table(tmp_path).splitlines()
     assert "| env runner killed | 2 | 1 | 1 | 0 | 0 | 0 | 2 of 2 | 3 |" in lines
     assert "| driver killed, resumed | 1 | 0 | 1 | 0 | 2 | 5 | 0 of 1 | 2 |" in lines
-    assert len(FAULTS) == 6
+    assert len(FAULTS) == 7
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_t9_a_run_whose_head_is_lost_says_so_and_goes_on_on_a_new_cluster(tmp_path: Path) -> None:
+    with PlantedServer(latency_s=LATENCY_S, length=LENGTH, vocabulary=VOCABULARY) as server:
+        calm = left_alone(tmp_path, server, 4)
+    options = Namespace(seed=0, iterations=4)
+    found = measure("head", 0, options, calm, tmp_path)
+    assert found["codes"][0] != 0
+    assert found["codes"][-1] == 0
+    assert "GCS" in found["reasons"][0]
+    assert is_sound(found)
 
 
 def test_refused_calls_are_not_counted_and_are_made_again() -> None:
