@@ -335,6 +335,8 @@ class RunSettings(Section):
     """Checkpoints kept."""
     max_failed_fraction: float = Field(default=0.2, ge=0, le=1)
     tensorboard: bool = True
+    mirror: str | None = None
+    """fsspec URL (s3://, gs://, file://, ...) that gets a copy of the run folder; see `docs/cluster.md`."""
 
 
 class StageConfig(Section):

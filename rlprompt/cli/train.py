@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,7 +14,8 @@ def train(
     config: ConfigFile,
     overrides: Overrides = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Continue this run folder from its last checkpoint.")
+        str | None,
+        typer.Option(metavar="RUN", help="Continue this run folder, or its copy at a URL, from its last checkpoint."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and leave.")] = False,
     allow_module: AllowModules = None,

@@ -18,11 +18,13 @@ from rlprompt.runs.folder import (
     new_run_folder,
     only_writer,
     read_json,
+    runs_folder,
     write_bytes,
     write_json,
     writing_errors,
 )
 from rlprompt.runs.limits import NO_CALLS, check_first_iteration
+from rlprompt.runs.mirror import Mirror, check_mirror, restore
 from rlprompt.runs.monitor import check_monitor
 from rlprompt.runs.progress import ProgressDisplay
 from rlprompt.runs.result import RunResult, load_run
@@ -61,7 +63,8 @@ def train(
 
     Args:
         config: the resolved configuration.
-        resume: a run folder to go on with, from its newest whole checkpoint.
+        resume: a run folder to go on with, from its newest whole checkpoint; or the URL of its copy (`run.mirror`),
+            which is fetched into the folder of runs first.
         progress: whether to show progress on standard error.
         allow_modules: modules that names of the form my_module:my_name may come from.
         search_path: the folder of the user's configuration; modules beside it are allowed too.
@@ -76,6 +79,10 @@ def train(
         RunError: the run folder cannot be written; CheckpointError: no checkpoint of it is whole.
         TooManyFailuresError: the share of failed samples passed `run.max_failed_fraction`; everything is saved.
     """
+    if config.run.mirror is not None:
+        check_mirror(config.run.mirror)
+    if isinstance(resume, str) and "://" in resume:
+        resume = restore(resume, runs_folder(config))
     folder = trial.folder if trial is not None else None if resume is None else RunFolder(Path(resume))
     parent = check_writable(config) if folder is None else folder.root.parent
     if trial is None and folder is not None:
@@ -203,6 +210,8 @@ def _callbacks(config: RunConfig, folder: RunFolder, progress: bool) -> list[Cal
         callbacks.append(ProgressDisplay(total_iterations(config)))
     if config.run.tensorboard:
         callbacks.append(TensorBoard(folder.tensorboard))
+    if config.run.mirror is not None:  # the last one: it copies what the others write
+        callbacks.append(Mirror(config.run.mirror, folder))
     return callbacks
 
 
