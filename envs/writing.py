@@ -7,7 +7,7 @@ tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -311,8 +311,14 @@ class PromptWriting:
         return scores
 
     def _training_rewards(self, scores: Scores) -> FloatArray:
-        """Stabilised rewards (B,); a failed prompt gets 0.0, for want of a number that means nothing."""
-        self.last_training_rewards = self.scorer.stabilise(scores)
+        """Stabilised rewards (B,); a failed prompt gets 0.0, for want of a number that means nothing.
+
+        Prompts for one input are compared with each other; dialogues, with others that began alike.
+        """
+        compared = scores
+        if self.inputs is not None:
+            compared = replace(scores, row_example_ids=tuple(example.id for example in self.inputs))
+        self.last_training_rewards = self.scorer.stabilise(compared)
         return np.where(scores.prompt_valid, self.last_training_rewards, 0.0)
 
     def _differences(self, scores: Scores) -> FloatArray:

@@ -59,6 +59,27 @@ def offers(env: RewriteVectorEnv, shares: list[int]) -> Any:
     return env.step(np.full(len(shares), EOS))
 
 
+def test_dialogues_that_began_alike_are_compared_however_they_went_on(tmp_path: Path) -> None:
+    compared = {"stabilisers": [{"name": "leave-one-out"}], "env": {"num_envs": 8, "rewrites_per_input": 4}}
+    config = make_config(tmp_path, **compared)
+    scorer = build_scorer(config)
+    _, arguments = configured_env(config, scorer.spec)
+    arguments.pop("action")
+    env = RewriteVectorEnv(8, **arguments)
+    env.reset(seed=0)
+    shares = [47, 40, 10, 49, 45, 49, 49, 30]
+    rewards = np.zeros(8)
+    for _ in range(3):
+        rewards += offers(env, shares)[1]
+    scores = env.writing.last_scores
+    assert scores is not None
+    assert len(set(scores.row_example_ids or ())) > 2  # they went on differently
+    raw = scores.mean_rewards.reshape(2, 4)
+    assert (raw.std(axis=1) > 0.1).all()
+    expected = raw - (raw.sum(axis=1, keepdims=True) - raw) / 3
+    np.testing.assert_allclose(rewards, expected.reshape(-1))
+
+
 def test_turn_after_turn_the_target_reads_more_and_the_policy_the_critic(tmp_path: Path) -> None:
     config = make_config(tmp_path, env={"num_envs": 3})
     scorer = build_scorer(config)
