@@ -5,6 +5,7 @@ Shapes: B rows, C context length, T tokens, d hidden, V vocabulary.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -19,9 +20,6 @@ from rlprompt.models import load_frozen
 
 KEPT_CONTEXTS = 64
 """Contexts whose KV is kept, least recently used out."""
-
-TOKENS_AT_ONCE = 4096
-"""Tokens of contexts that are read in one forward pass."""
 
 KeyValues = list[tuple[Tensor, Tensor]]
 
@@ -120,6 +118,8 @@ class FrozenLM:
         self.around = AroundOutput.of(settings)
         self.most_tokens: int | None = getattr(settings, "max_position_embeddings", None)
         self._contexts: OrderedDict[tuple[int, ...], ReadContext] = OrderedDict()
+        self._lock = threading.Lock()
+        """A sampler may write while a learner learns."""
         self.tokens_computed = 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FrozenLM:
@@ -188,37 +188,30 @@ class FrozenLM:
         return hidden
 
     def forget(self) -> None:
-        """Drops the contexts that were kept.
-
-        Contexts that are read side by side round a little differently from one read alone. A run forgets them before
-        every iteration, so that a resumed one computes what the uninterrupted one did.
-        """
-        self._contexts.clear()
+        """Drops the contexts that were kept."""
+        with self._lock:
+            self._contexts.clear()
 
     def _read_contexts(self, contexts: list[tuple[int, ...]]) -> dict[tuple[int, ...], ReadContext]:
-        """Returns what is kept of distinct contexts; new ones of one length are read together."""
-        found: dict[tuple[int, ...], ReadContext] = {}
-        missing: dict[int, list[tuple[int, ...]]] = {}
-        for ids in contexts:
-            if ids in self._contexts:
-                self._contexts.move_to_end(ids)
-                found[ids] = self._contexts[ids]
-            else:
-                missing.setdefault(len(ids), []).append(ids)
-        for length, group in missing.items():
-            self._check_length(length)
-            size = max(TOKENS_AT_ONCE // length, 1)
-            for start in range(0, len(group), size):
-                found |= self._read_side_by_side(group[start : start + size])
-        for ids in contexts:
-            self._contexts[ids] = found[ids]
-        while len(self._contexts) > KEPT_CONTEXTS:
-            self._contexts.popitem(last=False)
-        return found
+        """Returns what is kept of distinct contexts, new ones too.
 
-    def _read_side_by_side(self, contexts: list[tuple[int, ...]]) -> dict[tuple[int, ...], ReadContext]:
+        Each is read alone: read side by side they would round a little differently, and what is kept would depend on
+        who came with whom.
+        """
+        with self._lock:
+            found: dict[tuple[int, ...], ReadContext] = {}
+            for ids in contexts:
+                found[ids] = self._contexts[ids] if ids in self._contexts else self._read_alone(ids)
+                self._contexts[ids] = found[ids]
+                self._contexts.move_to_end(ids)
+            while len(self._contexts) > KEPT_CONTEXTS:
+                self._contexts.popitem(last=False)
+            return found
+
+    def _read_alone(self, ids: tuple[int, ...]) -> ReadContext:
+        self._check_length(len(ids))
         cache = DynamicCache()
-        inputs = torch.tensor(contexts, dtype=torch.long, device=self.device)
+        inputs = torch.tensor([ids], dtype=torch.long, device=self.device)
         output = self.body(
             input_ids=inputs,
             attention_mask=torch.ones_like(inputs),
@@ -226,18 +219,9 @@ class FrozenLM:
             use_cache=True,
             return_dict=True,
         )
-        self.tokens_computed += inputs.numel()
+        self.tokens_computed += len(ids)
         layers = [(_tensor(layer, "keys"), _tensor(layer, "values")) for layer in cache.layers]
-        last = output.last_hidden_state[:, -1].float()
-        alone = len(contexts) == 1
-        found: dict[tuple[int, ...], ReadContext] = {}
-        for row, ids in enumerate(contexts):
-            own = [
-                (keys, values) if alone else (keys[row : row + 1].clone(), values[row : row + 1].clone())
-                for keys, values in layers
-            ]
-            found[ids] = ReadContext(own, last[row], len(ids))
-        return found
+        return ReadContext(layers, output.last_hidden_state[0, -1].float(), len(ids))
 
     def _check_length(self, tokens: int) -> None:
         if self.most_tokens is not None and tokens > self.most_tokens:

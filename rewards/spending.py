@@ -31,6 +31,8 @@ class Account:
         self.phase = phase
         self.log: CallLog | None = None
         """Where calls to judges and their answers are written down before anything is made of them."""
+        self.charged: set[str] = set()
+        """Keys of what was asked since somebody emptied it: the ledger has them."""
         self._stored: dict[str, TargetOutput] = {}
 
     def ask(self, target: Target, requests: Sequence[TargetRequest], price: Price | None) -> list[TargetOutput]:
@@ -47,6 +49,7 @@ class Account:
             answers = dict(zip(places, found, strict=True))
             outputs = [answers[key] if key in answers else self._stored[key] for key in keys]
             reservation.settle(outputs)
+        self.charged.update(keys)
         return outputs
 
     def remember(self, records: Iterable[JudgeRecord]) -> None:

@@ -16,7 +16,7 @@ import torch
 from experiments.benchmarks.concurrency import measure, server
 from experiments.benchmarks.simulation import EPOCHS, Costs, Measured, Setting
 from rlprompt.algorithms.rllib.engine import Engine
-from rlprompt.algorithms.rllib.rollouts import env_of
+from rlprompt.algorithms.rllib.rollouts import env_of, weights_of
 from rlprompt.config import RunConfig, parse_config
 from rlprompt.mailbox import SCORE, Letter, open_mailbox
 from rlprompt.policies import build_policy
@@ -127,7 +127,7 @@ def _play_and_learn(engine: Any, iteration: int) -> dict[str, float]:
     """Plays and learns one iteration with the times of its parts; writing has one thread, as in an env runner."""
     rollouts, learner, scorer = engine.rollouts, engine._learner, env_of(engine.algorithm.env_runner).scorer
     engine.prepare(iteration)
-    rollouts.prepare(iteration)
+    rollouts.prepare(iteration, weights_of(learner))
     learner.iteration, learner.diagnostics = iteration, {}
     written, answered, learnt = rollouts.seconds, scorer.target_seconds, learner.seconds
     with _one_thread(), _timed(scorer) as scoring:

@@ -111,9 +111,9 @@ class AnswerJournal:
             if not self._is_synced:
                 self._write([], sync=True)
 
-    def settle(self, pairs: Iterable[_Pair] | None = None) -> None:
-        """Lets go of pairs that tables or state hold, by default of all; their lines stay in the file until `cut`."""
-        for pair in list(self._open) if pairs is None else pairs:
+    def settle(self, pairs: Iterable[_Pair]) -> None:
+        """Lets go of pairs that tables or state hold; their lines stay in the file until `cut`."""
+        for pair in list(pairs):
             self._open.pop(pair, None)
 
     def cut(self) -> None:
@@ -184,7 +184,7 @@ class Journals:
         self._answers = AnswerJournal(folder.journal)
         self._verdicts = AnswerJournal(folder.judge_journal)
         self._scorer = scorer
-        self._settled: list[_Pair] | None = None
+        self._in_state: set[str] | None = None
         scorer.log, scorer.rewards.account.log = self._answers, self._verdicts
 
     def load(self, later: Iterable[AnswerRecord]) -> None:
@@ -213,16 +213,19 @@ class Journals:
 
     def hold(self) -> None:
         """From now on verdicts are those of an iteration ahead: until `release` the state does not hold them."""
-        self._settled = [record[:3] for record in self._verdicts.answers]
+        self._in_state = set(self._scorer.rewards.account.charged)
 
     def release(self) -> None:
         """All verdicts are those of the iteration in progress again."""
-        self._settled = None
+        self._in_state = None
 
     def settle(self, recorded: Iterable[_Pair]) -> None:
         """Lets go of what tables and state hold now: those pairs, verdicts, and the charges of unknown calls."""
         self._answers.settle(recorded)
-        self._verdicts.settle(self._settled)
+        charged = self._scorer.rewards.account.charged
+        in_state = set(charged) if self._in_state is None else self._in_state
+        self._verdicts.settle(record[:3] for record in self._verdicts.answers if record[0] in in_state)
+        charged -= in_state
         self._answers.unknown, self._verdicts.unknown = [], []
 
     def cut(self) -> None:

@@ -1,14 +1,17 @@
 """`run.mirror`: a copy of the run folder at an fsspec URL, so that a run outlives the disk that it is written to.
 
-Every iteration brings its tables and the journals, every checkpoint all else. A checkpoint is there before `latest`
-says so, and nothing is deleted before that: whenever the copying stops, what is there can be resumed.
+Every iteration brings its tables and the journals, every checkpoint all else: first what a checkpoint needs, then the
+checkpoint, then the journals that it makes shorter. So whenever the copying stops, what is there can be resumed.
+Nothing is deleted but what this session has copied and the run has dropped since.
 """
 
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import urlsplit
 
 import fsspec
@@ -21,7 +24,8 @@ logger = logging.getLogger(__name__)
 
 EARLY = ("prompts/", "outputs/", "journal.jsonl", "judge-journal.jsonl")
 """What an iteration writes, and a resumed run needs so that nothing is paid twice."""
-LAST = "latest"
+LATE = ("checkpoint-", "journal.jsonl", "judge-journal.jsonl", "latest")
+"""What comes after everything else, in this order."""
 NOT_COPIED = ("STOP",)
 
 
@@ -31,12 +35,11 @@ def check_mirror(url: str) -> None:
     Raises:
         ConfigError: so it is, or it holds a password.
     """
-    if urlsplit(url).password is not None:
-        raise ConfigError("run.mirror holds a password; remove it, and give it to the file system by its own settings")
+    _refuse_passwords(url, "run.mirror")
     try:
         system, path = fsspec.core.url_to_fs(url)
         system.makedirs(path, exist_ok=True)
-        probe = f"{path.rstrip('/')}/.rlprompt-probe"
+        probe = f"{path.rstrip('/')}/.rlprompt-{uuid.uuid4().hex}"
         system.pipe_file(probe, b"")
         system.rm_file(probe)
     except Exception as error:  # every file system has errors of its own
@@ -102,19 +105,25 @@ class Mirror:
         return found
 
     def _send(self, files: Mapping[str, tuple[int, int]]) -> None:
-        for name in sorted(files, key=lambda one: (one == LAST, one)):
-            if self._copied.get(name) != files[name]:
-                remote = f"{self._path}/{name}"
-                self._system.makedirs(remote.rpartition("/")[0], exist_ok=True)
+        for name in sorted(files, key=_place):
+            if self._copied.get(name) == files[name]:
+                continue
+            remote = f"{self._path}/{name}"
+            self._system.makedirs(remote.rpartition("/")[0], exist_ok=True)
+            if _protocols(self._system) & {"file", "local"}:  # a copy that is cut off must not be there
+                unfinished = f"{remote.rpartition('/')[0]}/{TEMPORARY}{PurePosixPath(name).name}"
+                self._system.put_file(str(self._root / name), unfinished)
+                Path(unfinished).replace(remote)
+            else:
                 self._system.put_file(str(self._root / name), remote)
-                self._copied[name] = files[name]
+            self._copied[name] = files[name]
 
     def _delete(self) -> None:
-        there = _relative(self._system.find(self._path), self._path)
-        for name in there:
-            if not (self._root / name).is_file():
-                self._system.rm_file(f"{self._path}/{name}")
-                self._copied.pop(name, None)
+        if not (self._root / "config.yaml").is_file():
+            raise RunError(f"{self._root} is gone")
+        for name in [name for name in self._copied if not (self._root / name).exists()]:
+            self._system.rm_file(f"{self._path}/{name}")
+            del self._copied[name]
 
 
 def restore(url: str, runs: Path) -> Path:
@@ -130,6 +139,7 @@ def restore(url: str, runs: Path) -> Path:
     Raises:
         RunError: there is no run at the URL, it cannot be read, or the folder is there already.
     """
+    _refuse_passwords(url, "--resume")
     parts = url.rstrip("/").split("/")
     final = runs / parts[-2] / parts[-1]
     if final.exists():
@@ -166,6 +176,25 @@ def _relative(found: Iterable[str], path: str) -> list[str]:
         for name in names
         if name.is_relative_to(base) and ".." not in name.parts and name != base
     ]
+
+
+def _place(name: str) -> tuple[int, str]:
+    late = next((place for place, start in enumerate(LATE) if name.startswith(start)), None)
+    return (0 if late is None else late + 1, name)
+
+
+def _protocols(system: Any) -> set[str]:
+    return {system.protocol} if isinstance(system.protocol, str) else set(system.protocol)
+
+
+def _refuse_passwords(url: str, where: str) -> None:
+    """Raises ConfigError where a URL, or one that it is chained with, holds a password."""
+    try:
+        secret = any(urlsplit(part).password is not None for part in url.split("::"))
+    except ValueError as error:
+        raise ConfigError(f"{where}: {url} is no URL: {error}") from error
+    if secret:
+        raise ConfigError(f"{where} holds a password; remove it, and give it to the file system by its own settings")
 
 
 def _said(error: Exception) -> str:

@@ -74,6 +74,11 @@ def as_record(answer: Answer) -> AnswerRecord:
     return answer.prompt, answer.example_id, answer.sample, answer.output
 
 
+def given_pairs(answers: Iterable[Answer]) -> Iterator[tuple[str, str, int]]:
+    """Returns the pairs whose answers are among these; a failure is none, and its pair may have been answered since."""
+    return (as_record(answer)[:3] for answer in answers if answer.output.failure is None)
+
+
 def prompt_id(prompt: str, example_id: str = "") -> str:
     """Returns the id of a prompt's text, or of a text that was written for one example.
 

@@ -28,6 +28,7 @@ from rlprompt.runs.records import (
     AnswerBook,
     PromptRecord,
     as_record,
+    given_pairs,
     prompt_records,
     write_answers,
     write_prompts,
@@ -162,7 +163,7 @@ class Run:
             self._restored = state["algorithm"]
             self._choice.newest, self._choice.best = state["choice"]["newest"], state["choice"]["best"]
             settle(self.files, iteration, keep=self._config.run.keep)
-        self._journals.restore(as_record(answer)[:3] for answer in answers)
+        self._journals.restore(given_pairs(answers))
 
     def start(self) -> None:
         """Begins the session: the clock, the first event, the callbacks."""
@@ -212,9 +213,8 @@ class Run:
             False where dev is scored first, a stop was asked for, or the budget might not hold; nothing has changed.
         """
         every, following = self._config.selection.every, self.completed + 1
-        if (every is not None and following % every == 0) or self._asked_to_stop() is not None:
-            return False
-        if self._budget_is_short(following, num_prompts):
+        dev_comes_first = every is not None and following % every == 0
+        if dev_comes_first or self._asked_to_stop() or self._budget_is_short(following, num_prompts):
             return False
         self._scorer.hold()
         self._journals.hold()
@@ -280,7 +280,7 @@ class Run:
         self._num_prompts += len(self._records)
         self._num_answers += len(self._answers)
         self._snapshot = (iteration, encode(self._state(iteration, state())))
-        self._journals.settle(as_record(answer)[:3] for answer in self._answers)
+        self._journals.settle(given_pairs(self._answers))
         self._records, self._answers = [], []
         self.completed = iteration + 1
         self._iteration_started = time.monotonic()

@@ -79,8 +79,6 @@ def train(
         RunError: the run folder cannot be written; CheckpointError: no checkpoint of it is whole.
         TooManyFailuresError: the share of failed samples passed `run.max_failed_fraction`; everything is saved.
     """
-    if config.run.mirror is not None:
-        check_mirror(config.run.mirror)
     if isinstance(resume, str) and "://" in resume:
         resume = restore(resume, runs_folder(config))
     folder = trial.folder if trial is not None else None if resume is None else RunFolder(Path(resume))
@@ -89,6 +87,8 @@ def train(
         finished = _already_finished(config, folder.root)
         if finished is not None:
             return finished
+    if config.run.mirror is not None:
+        check_mirror(config.run.mirror)
     has_begun = folder is not None and folder.config.is_file()
     if trial is not None and has_begun:
         check_same_config(load_run(trial.folder.root).config, config)
@@ -232,12 +232,12 @@ def _work(run: Run, stages: Sequence[Stage], signals: StopSignals) -> RunResult:
     """Lets the algorithms work and brings the run to an end, whatever the end is."""
     try:
         reason = _fit(run, stages, signals)
-        run.save()
-        if reason in _CHOOSES_ON_DEV:
-            try:
+        try:
+            run.save()
+            if reason in _CHOOSES_ON_DEV:
                 run.choose()
-            except KeyboardInterrupt:
-                reason = signals.reason or "interrupt"
+        except KeyboardInterrupt:
+            reason = signals.reason or "interrupt"
         run.check_failures()
     except RLPromptError as error:
         run.save()

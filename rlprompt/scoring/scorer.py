@@ -6,6 +6,7 @@ answers are remembered, and only new ones reach the ledger and the target. Knows
 
 from __future__ import annotations
 
+import copy
 import itertools
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -196,7 +197,8 @@ class Scorer(ScoringRules):
 
     def known_answer(self, prompt: str, example_id: str, sample: int = GREEDY) -> TargetOutput | None:
         """Returns an answer of this run, or None; sample -1 is the answer to a derived prompt."""
-        return self._answers.get((prompt, example_id, sample))
+        key = (prompt, example_id, sample)
+        return None if key in self._ahead else self._answers.get(key)
 
     def new_pairs(self, prompts: Sequence[str], examples: Sequence[Example]) -> int:
         """Returns how many (prompt, example) pairs `score` would charge to the ledger."""
@@ -257,7 +259,7 @@ class Scorer(ScoringRules):
 
     def hold(self) -> None:
         """Scores ahead: until `release`, state, spending and metrics are reported as they are now."""
-        self._held = (self.state_dict(), self.rewards.metrics())
+        self._held = (copy.deepcopy(self.state_dict()), self.rewards.metrics())
         self.ledger.hold()
 
     def release(self) -> None:

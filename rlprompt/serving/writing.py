@@ -18,7 +18,7 @@ from torch import Tensor
 from rlprompt.agents import AgentConfig
 from rlprompt.masks import NOT_WRITTEN, decode, eos_token, static_mask
 from rlprompt.models import pick_dtype
-from rlprompt.policies import PromptPolicy, Writer
+from rlprompt.policies import FeaturePolicy, PromptPolicy, Writer
 from rlprompt.policies.sampling import write_prompts
 from rlprompt.seeding import generator
 from rlprompt.segments import end_token, segment_mask
@@ -26,8 +26,9 @@ from rlprompt.served import Served
 
 CERTAIN = 1e-3
 """A token that is ahead by so much stays ahead: what stands beside a row moves its float32 logits by about 1e-5."""
-ROWS, WIDTH = 8, 16
-"""LMs in 16 bits write so many rows at once, read in a width that is a multiple of this."""
+ROWS, WIDTH, FILLING = 8, 16, 2
+"""LMs in 16 bits write so many rows at once, read in a width that is a multiple of this. So many rows at least are
+filled in, of different lengths: a batch without padding would be computed in another way."""
 
 
 class TextWriter:
@@ -70,13 +71,14 @@ class TextWriter:
         A sum over a batch rounds differently from a sum over one row. Where two tokens were so close that this could
         choose between them, the row is written again, alone. LMs in 16 bits round so coarsely that this would be most
         rows: they write batches that all have one shape, whatever `batch_size` is, and in which a row's sums are the
-        same at every place.
+        same at every place. Policies over a frozen LM, whose logits are float32 but whose LM may be not, write one row
+        at a time then.
         """
         held = [[] for _ in contexts] if before is None else before
-        if not self.in_float32:
+        if not self.in_float32 and not isinstance(self.policy, FeaturePolicy):
             return self._in_one_shape(contexts, length, held)
         found: list[list[int]] = [[] for _ in contexts]
-        for places in _batches(contexts, batch_size):
+        for places in _batches(contexts, batch_size if self.in_float32 else 1):
             watched = _Watched(self.policy)
             read, kept = [contexts[place] for place in places], [held[place] for place in places]
             written = self._write(cast(PromptPolicy, watched), read, length, None, kept)
@@ -100,11 +102,11 @@ class TextWriter:
             seen[tuple(context)] += 1
             alike.setdefault((self._width(len(context)), seen[tuple(context)]), []).append(place)
         for (width, _), places in alike.items():
-            for first in range(0, len(places), ROWS - 1):
-                rows = places[first : first + ROWS - 1]
+            for first in range(0, len(places), ROWS - FILLING):
+                rows = places[first : first + ROWS - FILLING]
                 read: list[Sequence[int]] = [contexts[row] for row in rows]
                 known = [list(row) for row in read]
-                filling = ([read[0][0]] * size for size in range(width, 0, -1))
+                filling = ([read[0][0]] * size for size in range(width, 0, -1))  # the whole width, and less
                 read += itertools.islice((row for row in filling if row not in known), ROWS - len(rows))
                 kept = [*(before[row] for row in rows), *[[]] * (len(read) - len(rows))]
                 written = self._write(self.policy, read, length, None, kept)

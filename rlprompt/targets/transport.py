@@ -7,6 +7,7 @@ redirect is followed, so that the key only ever reaches the configured server.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import json
 import math
 import os
@@ -35,6 +36,8 @@ T = TypeVar("T")
 _RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
 _MAX_REPLY_BYTES = 32 * 2**20
 _LOOK_AGAIN_S = 0.1
+PATIENCE_S = 0.2
+"""Seconds between two looks whether somebody wants the caller to stop."""
 """Longest sleep before a turn: others may have given something back."""
 
 
@@ -134,6 +137,8 @@ class Transport:
         loop = self._running_loop()
         future = asyncio.run_coroutine_threadsafe(work(Session(self, key)), loop)
         try:
+            while not future.done():  # an exception that another thread raises in this one comes between two waits
+                concurrent.futures.wait([future], timeout=PATIENCE_S)
             return future.result()
         finally:
             if not future.done():

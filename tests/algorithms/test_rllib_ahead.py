@@ -21,6 +21,7 @@ from rlprompt.cluster import RayConfig
 from rlprompt.config import RunConfig
 from rlprompt.errors import BudgetExceededError, ConfigError
 from rlprompt.ray_session import start_ray
+from rlprompt.registry import BUILT_IN
 from rlprompt.runs import load_run, train
 from rlprompt.targets.planted import PlantedTarget
 
@@ -179,6 +180,72 @@ def test_t5_the_number_of_env_runners_changes_nothing_in_an_asynchronous_run_eit
     if "budget" in overrides:
         assert alone[3] == "budget"
         assert alone[2] <= 150
+
+
+ADAPTOR_THAT_REWRITES = {
+    "task": {"shots": 8},
+    "env": {
+        "kind": "rewrite",
+        "level": "instance",
+        "meta_prompt": "w01 {input} {feedback}",
+        "turns": 2,
+        "chat": False,
+        "rewrites_per_input": 4,
+    },
+}
+
+
+def test_sampler_and_learner_that_share_a_frozen_lm_do_not_meet(tmp_path: Path) -> None:
+    """The learner reads its contexts while the sampler reads the next ones."""
+    config = make_config(**ADAPTOR_THAT_REWRITES)
+    ahead = found_by(config, tmp_path / "ahead")
+    apart = found_by(make_config(**ADAPTOR_THAT_REWRITES, ray={"num_env_runners": 2}), tmp_path / "apart")
+    assert ahead == apart
+
+
+class Seeing:
+    """A reward with a state that it hands out as it is, and that changes the reward."""
+
+    gold_not_ordered = True
+
+    def __init__(self) -> None:
+        self.seen: dict[str, int] = {}
+
+    def __call__(self, *, completions: Any, outputs: Any, **columns: Any) -> list[float]:
+        for completion in completions:
+            self.seen[completion] = self.seen.get(completion, 0) + 1
+        return [float(output.choice_logprobs[0]) / self.seen[c] for output, c in zip(outputs, completions, strict=True)]
+
+    def state_dict(self) -> Any:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.seen = dict(state["seen"])
+
+
+def test_a_reward_with_a_state_does_not_see_the_round_ahead_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BUILT_IN["rewards"], "seeing", f"{__name__}:Seeing")
+    settings = {"reward": [{"name": "seeing"}], "run": {"checkpoint_every": 1}}
+    whole = found_by(make_config(**settings), tmp_path / "whole")
+    update = PromptLearner._update
+    calls = iter(range(100))
+
+    def dying(learner: PromptLearner, *arguments: Any, **keywords: Any) -> Any:
+        if next(calls) == 5:  # in the third update, when the fourth round is scored, or is not
+            raise RuntimeError("the machine is gone")
+        return update(learner, *arguments, **keywords)
+
+    config = make_config(**{**settings, "run": {"checkpoint_every": 1, "dir": str(tmp_path / "cut")}})
+    with monkeypatch.context() as patched:
+        patched.setattr(PromptLearner, "_update", dying)
+        with pytest.raises(RuntimeError, match="the machine is gone"):
+            train(config, progress=False)
+    (folder,) = (tmp_path / "cut" / "run").iterdir()
+    train(config, resume=folder, progress=False)
+    weights = [path.read_bytes() for path in sorted((folder / "best").rglob("*.safetensors"))]
+    assert weights == whole[5]
 
 
 def test_the_lag_is_recorded_with_every_prompt(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_a_call_in_flight_is_unknown_in_all_later_sessions_until_a_checkpoint_ha
         (charge,) = later.unknown
         assert (charge.role, charge.phase, charge.tokens, charge.cost_pico) == ("target", "dev", 30, 60_000_000)
         later.cut()
-    later.settle()
+    later.settle([("w01", "train/0", 0)])
     later.unknown = []
     later.cut()
     assert not path.exists()

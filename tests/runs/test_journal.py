@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from rlprompt.runs.journal import AnswerJournal
+from rlprompt.rewards.spending import Account
+from rlprompt.runs.folder import RunFolder
+from rlprompt.runs.journal import AnswerJournal, Journals
+from rlprompt.runs.records import Answer, given_pairs
 from rlprompt.types import Failure, TargetOutput
 
 
@@ -81,3 +85,32 @@ def test_settled_pairs_leave_the_file_when_it_is_cut(tmp_path: Path) -> None:
     assert not path.exists()
     journal.append([record("w03", text="yes")])
     assert reload(path).answers == [record("w03", text="yes")]
+
+
+def scorer_of(account: Account) -> Any:
+    """The part of a scorer that journals read."""
+    return SimpleNamespace(log=None, rewards=SimpleNamespace(account=account))
+
+
+def test_verdicts_that_an_iteration_ahead_needs_stay_until_its_turn(tmp_path: Path) -> None:
+    """Also those that a session before the last kill has paid for: they are open before anybody needs them."""
+    folder, account = RunFolder(tmp_path), Account()
+    AnswerJournal(folder.judge_journal).append([record(key, "judge", text="yes") for key in ("now", "ahead", "later")])
+    journals = Journals(folder, scorer_of(account))
+    journals.load([])
+    account.charged.add("now")
+    journals.hold()
+    account.charged.add("ahead")
+    journals.settle([])
+    journals.cut()
+    assert [one[0] for one in reload(folder.judge_journal).answers] == ["ahead", "later"]
+    journals.release()
+    journals.settle([])
+    journals.cut()
+    assert [one[0] for one in reload(folder.judge_journal).answers] == ["later"]
+
+
+def test_a_failure_in_the_tables_settles_no_answer() -> None:
+    answered = Answer("w01", "train/0", 0, TargetOutput(text="yes"))
+    failed = Answer("w01", "train/1", 0, TargetOutput(failure=Failure("target", "timeout", "late")))
+    assert list(given_pairs([answered, failed])) == [("w01", "train/0", 0)]

@@ -8,6 +8,8 @@ from typing import Any
 
 import fsspec
 import pytest
+import yaml
+from planted_runs import TASK
 
 from rlprompt.errors import ConfigError, RunError
 from rlprompt.runs import RunResult, load_run
@@ -97,7 +99,7 @@ def test_latest_comes_after_what_it_names_and_deletions_after_both(
     tmp_path: Path, memory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = RunFolder(tmp_path / "name" / "id")
-    for name in ("checkpoint-000001/state.json", "latest", "outputs/part-000001.parquet", "zzz"):
+    for name in ("checkpoint-000001/state.json", "latest", "outputs/part-000001.parquet", "config.yaml"):
         (folder.root / name).parent.mkdir(parents=True, exist_ok=True)
         (folder.root / name).write_text(name)
     mirror = Mirror(memory, folder)
@@ -117,6 +119,48 @@ def test_latest_comes_after_what_it_names_and_deletions_after_both(
         "latest",
         "checkpoint-000001/state.json",
     ]
+
+
+def test_a_checkpoint_comes_after_what_it_needs_and_before_the_journals_that_it_cuts(
+    tmp_path: Path, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(tmp_path / "name" / "id")
+    names = ["checkpoint-000001/state.json", "config.yaml", "events.jsonl", "journal.jsonl", "latest"]
+    names += ["outputs/part-000001.parquet", "stages/one/reference.safetensors", "judge-journal.jsonl"]
+    for name in names:
+        (folder.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder.root / name).write_text(name)
+    mirror = Mirror(memory, folder)
+    system: Any = type(mirror._system)
+    sent: list[str] = []
+    put = system.put_file
+    monkeypatch.setattr(system, "put_file", lambda self, *a, **k: (sent.append(a[1]), put(self, *a, **k))[1])
+    mirror.on_checkpoint(1)
+    assert [name.rpartition("id/")[2] for name in sent] == [
+        "config.yaml",
+        "events.jsonl",
+        "outputs/part-000001.parquet",
+        "stages/one/reference.safetensors",
+        "checkpoint-000001/state.json",
+        "journal.jsonl",
+        "judge-journal.jsonl",
+        "latest",
+    ]
+
+
+def test_what_the_run_has_not_dropped_itself_is_never_deleted(tmp_path: Path, memory: str) -> None:
+    """Not what an earlier session copied (its local file may be damaged), and nothing when the folder is gone."""
+    folder = RunFolder(tmp_path / "name" / "id")
+    folder.root.mkdir(parents=True)
+    folder.config.write_text("seed: 1")
+    fsspec.filesystem("memory").pipe_file("/mirror/name/id/checkpoint-000004/state.json", b"good")
+    mirror = Mirror(memory, folder)
+    mirror.on_start(0)
+    shutil.rmtree(folder.root)
+    mirror.on_checkpoint(5)
+    assert "is gone" in str(mirror.failed)
+    mirror.on_end()
+    assert sorted(copied(f"{memory}/name/id")) == ["checkpoint-000004/state.json", "config.yaml"]
 
 
 def test_a_copy_that_fails_is_told_of_once_and_tried_again(
@@ -149,6 +193,8 @@ def test_a_copy_that_fails_is_told_of_once_and_tried_again(
     [
         ("nowhere://bucket/runs", "run.mirror: cannot write to nowhere://bucket/runs: Protocol not known"),
         ("ftp://me:secret@host/runs", "run.mirror holds a password"),
+        ("simplecache::ftp://me:secret@host/runs", "run.mirror holds a password"),
+        ("s3://[x/runs", "run.mirror: s3://.x/runs is no URL"),
     ],
 )
 def test_a_mirror_that_cannot_be_is_refused_before_the_run(url: str, message: str) -> None:
@@ -174,7 +220,20 @@ def test_what_is_no_copy_of_a_run_or_there_already_is_not_fetched(tmp_path: Path
         restore(f"{memory}/name/id/", tmp_path)
 
 
-def test_the_command_line_resumes_a_url(tmp_path: Path) -> None:
+def test_the_command_line_resumes_a_url(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from rlprompt.cli.main import main
 
-    assert main(["train", "experiments/rlprompt/planted.yaml", "--resume", f"file://{tmp_path}/name/id"]) == 1
+    config = tmp_path / "small.yaml"
+    config.write_text(yaml.safe_dump({**TASK, "run": {"dir": str(tmp_path / "runs"), "tensorboard": False}}))
+    mirror = f"file://{tmp_path}/copies"
+    assert main(["train", str(config), f"run.mirror={mirror}", "--quiet"]) == 0
+    (run,) = (tmp_path / "runs" / "small").iterdir()
+    shutil.rmtree(tmp_path / "runs")
+    url = f"{mirror}/small/{run.name}"
+    assert main(["train", str(config), "algorithm.iterations=4", "--quiet", "--resume", url]) == 0
+    assert load_run(run).result is not None
+    assert len({record.iteration for record in load_run(run).prompts() if record.phase == "train"}) == 4
+    assert main(["train", str(config), "--resume", f"{mirror}/small/nobody"]) == 1
+    assert "nobody is no copy of a run" in " ".join(capsys.readouterr().err.split())
+    assert main(["train", str(config), "--resume", "ftp://me:secret@host/small/x"]) == 2
+    assert "secret" not in capsys.readouterr().err

@@ -67,7 +67,7 @@ def test_in_16_bits_all_batches_have_one_shape() -> None:
     long = [[4] * 17 + [last] for last in range(8)]
     contexts = [[3, 4], [5, 4], *long, [5], long[0]]
     together = writer.greedy(contexts, 2, 4)
-    assert shapes == [(8, 16), (8, 32), (8, 32), (8, 32)]  # no batch has a context twice
+    assert shapes == [(8, 16), (8, 32), (8, 32), (8, 32)]  # no batch has a context twice, or none to fill up
     assert [writer.greedy([context], 2, 1)[0] for context in contexts] == together
     assert together[:3] == ["w02 w02", "w05 w05", "w02 w02"]
     assert set(shapes[3:]) == {(8, 16), (8, 32)}

@@ -97,7 +97,7 @@ def weights_of(learner: Any) -> Weights:
 
 
 def take_weights(modules: Mapping[str, PromptModule], weights: Weights) -> None:
-    """Gives samplers their weights; contexts are forgotten, so that a resumed run does the same."""
+    """Gives samplers their weights, and lets them forget the contexts of the iteration before."""
     for name, module in modules.items():
         module.policy.load_trainable_state(weights[name]["policy"])
         if module.masking is not None:
