@@ -10,6 +10,7 @@ All play the test scenarios with the most probable advice; the score is the part
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from pathlib import Path
@@ -24,6 +25,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from experiments.report import difference, machine, numbers, publish, read_json, spread, write_json
 from rlprompt.config import RunConfig, load_config
 from rlprompt.envs.turns import DialogueTurns
+from rlprompt.errors import ConfigError
 from rlprompt.policies import build_policy, load_policy
 from rlprompt.runs import train
 from rlprompt.scoring import build_scorer
@@ -33,6 +35,8 @@ from rlprompt.types import Json, Scores
 HERE = Path(__file__).resolve().parent
 TASKS = ("negotiation", "workflow")
 NAMES = {"none": "no advice", "untrained": "untrained policy", "trained": "PPO"}
+ADVICE = re.compile(r"\(Advice:.*?\)\n")
+"""The line of a template that is left out where there is no advice."""
 
 
 def configured(task: str, seed: int, overrides: list[str]) -> RunConfig:
@@ -61,8 +65,12 @@ def scores_of(scores: Scores) -> list[float | None]:
 
 
 def no_advice(config: RunConfig) -> Json:
-    """Plays the test scenarios without advice."""
-    scorer = build_scorer(config)
+    """Plays the test scenarios without advice, and without its line in the template."""
+    template, count = ADVICE.subn("{prompt}", str(config.task.template))
+    if count != 1:
+        raise ConfigError(f"task.template must have one line '(Advice: ...)', got {config.task.template!r}")
+    task = config.task.model_copy(update={"template": template})
+    scorer = build_scorer(config.model_copy(update={"task": task}))
     examples = scorer.task.test
     turns = DialogueTurns(len(examples), config.env.turns, examples)
     while True:
