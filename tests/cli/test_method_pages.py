@@ -117,7 +117,7 @@ def test_configurable_preference_writes_longer_for_detailed_than_for_concise(fol
     causal_models()["llama"](len(tokenizer)).save_pretrained(tiny)
     small = [
         *SMALL[:2],
-        f"policy={{kind: causal-lm, model: {tiny}, kwargs: {{lora: {{r: 8}}}}}}",
+        f"policy={{kind: causal-lm, model: {tiny}, dtype: float32, kwargs: {{lora: {{r: 8}}}}}}",
         "env.num_envs=16",
         "env.prompt_length=8",
         "env.mask={candidates: [' it was good']}",

@@ -105,9 +105,8 @@ def weights_like(shape: tuple[int, ...]) -> set[int]:
 @pytest.mark.parametrize(("lora", "models"), [({"r": 2, "targets": ["c_attn"]}, 1), (None, 2)], ids=["lora", "whole"])
 def test_there_is_no_reference_model(tmp_path: Path, lora: dict[str, Any] | None, models: int) -> None:
     words = 29 if lora else 41  # a vocabulary that no other test uses: no other LM's embedding has its shape
-    run = make_run(
-        tmp_path, RANKINGS, policy={"kind": "causal-lm", "model": f"planted-{words}", "kwargs": {"lora": lora}}
-    )
+    policy = {"kind": "causal-lm", "model": f"planted-{words}", "dtype": "float32", "kwargs": {"lora": lora}}
+    run = make_run(tmp_path, RANKINGS, policy=policy)  # beside an LM in 16 bits there would be its head in float32
     embedding = (words + 1, 32)
     held: list[set[int]] = []
     end = run.end_iteration
