@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from rlprompt.dialogues import dialogue_of
 from rlprompt.types import TargetOutput
@@ -10,6 +10,9 @@ from rlprompt.types import TargetOutput
 
 class DialogueScore:
     """The score in [0, 1] that the partner gives; of a dialogue that goes on, what it has reached so far."""
+
+    gold_not_ordered: ClassVar[bool] = True
+    """A reference is a state: said aloud, it may happen to name what another dialogue is about."""
 
     def __call__(
         self,

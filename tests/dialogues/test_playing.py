@@ -14,6 +14,7 @@ from rlprompt.envs.rewrite import RewriteVectorEnv
 from rlprompt.errors import ConfigError
 from rlprompt.policies import build_policy, load_policy
 from rlprompt.registry import BUILT_IN
+from rlprompt.rewards import check_rewards
 from rlprompt.runs import load_run, train
 from rlprompt.scoring import build_scorer
 from rlprompt.search.dialogues import demonstrations, play
@@ -78,6 +79,14 @@ def test_dialogues_that_began_alike_are_compared_however_they_went_on(tmp_path: 
     assert (raw.std(axis=1) > 0.1).all()
     expected = raw - (raw.sum(axis=1, keepdims=True) - raw) / 3
     np.testing.assert_allclose(rewards, expected.reshape(-1))
+
+
+@pytest.mark.parametrize("name", ["negotiation", "workflow"])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_check_of_rewards_does_not_take_references_for_words(tmp_path: Path, name: str, seed: int) -> None:
+    config = make_config(tmp_path, seed=seed, task={"name": name})
+    scorer = build_scorer(config)
+    check_rewards(scorer.rewards, scorer.task)
 
 
 def test_turn_after_turn_the_target_reads_more_and_the_policy_the_critic(tmp_path: Path) -> None:
