@@ -137,6 +137,7 @@ def restore(url: str, runs: Path) -> Path:
         The run folder, which can be resumed.
 
     Raises:
+        ConfigError: the URL is none, or holds a password.
         RunError: there is no run at the URL, it cannot be read, or the folder is there already.
     """
     _refuse_passwords(url, "--resume")

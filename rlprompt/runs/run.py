@@ -203,11 +203,8 @@ class Run:
     def begin_ahead(self, num_prompts: int) -> bool:
         """Lets the prompts of the next iteration be scored before this one is recorded, if nothing speaks against it.
 
-        Until `end_ahead` everything is reported and saved as if that had not begun. So a kill costs nothing: the
-        answers are in the journal, and the resumed run plays the iteration again.
-
-        Args:
-            num_prompts: scored in this iteration, and not recorded yet.
+        Until `end_ahead` all is reported and saved as if that had not begun: a resumed run plays it again, from the
+        answers in the journal. `num_prompts` were scored in this iteration, and are not recorded yet.
 
         Returns:
             False where dev is scored first, a stop was asked for, or the budget might not hold; nothing has changed.

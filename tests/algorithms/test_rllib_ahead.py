@@ -7,20 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
+from ray_sessions import one_ray_with
 from rllib_runs import TOKENS, FakeRun, found_by, merged, weights_after
 
 from rlprompt.algorithms.rllib.ahead import AheadRollouts
-from rlprompt.algorithms.rllib.batches import CONTEXT, LOG_RATIO, MASK, OLD_LOGP, VALUES, token_logp
+from rlprompt.algorithms.rllib.batches import CONTEXT, MASK, OLD_LOGP, VALUES, token_logp
 from rlprompt.algorithms.rllib.batches import TOKENS as WRITTEN
 from rlprompt.algorithms.rllib.engine import Engine
 from rlprompt.algorithms.rllib.learner import PromptLearner
-from rlprompt.cluster import RayConfig
 from rlprompt.config import RunConfig
 from rlprompt.errors import BudgetExceededError, ConfigError
-from rlprompt.ray_session import start_ray
 from rlprompt.registry import BUILT_IN
 from rlprompt.runs import load_run, train
 from rlprompt.targets.planted import PlantedTarget
@@ -40,10 +38,8 @@ def make_config(**overrides: Any) -> RunConfig:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_ray() -> Iterator[None]:
-    ray.shutdown()
-    start_ray(RayConfig(num_env_runners=2))
-    yield
-    ray.shutdown()
+    with one_ray_with(num_env_runners=2):
+        yield
 
 
 def flat(state: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -92,7 +88,7 @@ def test_old_log_probabilities_are_the_writers_and_values_those_of_now(monkeypat
     assert writer is not None
     now = engine.state()["head"]
     module = engine._learner._prompt_module
-    engine.iterate(1)
+    _, metrics = engine.iterate(1)
     columns = seen[1]
     found = []
     for weights in (writer[DEFAULT_MODULE_ID]["policy"], now):
@@ -105,7 +101,10 @@ def test_old_log_probabilities_are_the_writers_and_values_those_of_now(monkeypat
     assert torch.allclose(columns[OLD_LOGP], found[0][0], atol=1e-6)
     assert not torch.allclose(columns[OLD_LOGP], found[1][0], atol=1e-3)
     assert torch.allclose(columns[VALUES], found[1][1], atol=1e-6)
-    assert LOG_RATIO not in columns  # taken out for the KL that is reported
+    reference = module.policy.reference_logits(columns[CONTEXT], columns[WRITTEN])
+    started = token_logp(reference, columns[WRITTEN], module.allowed_each(columns[WRITTEN]))
+    assert metrics["kl/prompt"] == pytest.approx(float((found[0][0] - started).sum(dim=1).mean()), abs=1e-5)
+    assert metrics["kl/prompt"] != pytest.approx(float((found[1][0] - started).sum(dim=1).mean()), abs=1e-3)
 
 
 def test_the_next_round_is_scored_while_the_learner_learns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,14 +275,18 @@ def test_what_is_scored_ahead_is_not_reported_before_its_turn(tmp_path: Path) ->
     assert used == calls
 
 
+class Nobody:
+    """Rollouts without runners."""
+
+    scores = training_rewards = None
+    seconds = 0.0
+
+    def prepare(self, iteration: int, weights: Any) -> None:
+        pass
+
+
 def test_an_error_of_the_round_ahead_comes_when_it_is_needed() -> None:
-    class Broken:
-        scores = training_rewards = None
-        seconds = 0.0
-
-        def prepare(self, iteration: int, weights: Any) -> None:
-            pass
-
+    class Broken(Nobody):
         def play(self) -> list[Any]:
             raise BudgetExceededError("nothing is left")
 
@@ -308,13 +311,7 @@ def test_an_error_of_the_round_ahead_comes_when_it_is_needed() -> None:
 def test_a_second_ctrl_c_stops_the_round_ahead_too() -> None:
     started, ended = threading.Event(), threading.Event()
 
-    class Endless:
-        scores = training_rewards = None
-        seconds = 0.0
-
-        def prepare(self, iteration: int, weights: Any) -> None:
-            pass
-
+    class Endless(Nobody):
         def play(self) -> list[Any]:
             started.set()
             try:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from ray_sessions import one_ray_with
 from rllib_runs import TOKENS, FakeRun, found_by, merged, weights_after
 
 from rlprompt.algorithms.rllib import rollouts
@@ -29,11 +30,8 @@ def make_config(**overrides: Any) -> RunConfig:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_ray() -> Iterator[None]:
-    """Ray with enough (nominal) CPUs for all tests here, so that it is not started again between them."""
-    ray.shutdown()
-    start_ray(RayConfig(num_env_runners=4))
-    yield
-    ray.shutdown()
+    with one_ray_with(num_env_runners=4):
+        yield
 
 
 TOKEN_WISE = {"baseline": "critic", "kl_coeff": 0.1, "kl_in": "reward", "nlpo_top_p": 0.9, "nlpo_every": 2}

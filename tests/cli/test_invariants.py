@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ray_sessions import one_ray_with
 
 from rlprompt.algorithms.rllib import chunks
 from rlprompt.cli.main import main
@@ -40,16 +41,8 @@ class Trajectory:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_ray() -> Iterator[None]:
-    """Ray with enough (nominal) CPUs for all tests here, so that it is not started again between them."""
-    import ray
-
-    from rlprompt.cluster import RayConfig
-    from rlprompt.ray_session import start_ray
-
-    ray.shutdown()
-    start_ray(RayConfig(num_env_runners=2))
-    yield
-    ray.shutdown()
+    with one_ray_with(num_env_runners=2):
+        yield
 
 
 @pytest.fixture

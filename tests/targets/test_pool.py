@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import ray
+from ray_sessions import one_ray_with
 
 from rlprompt.cluster import RayConfig
 from rlprompt.config import TargetConfig, parse_config
 from rlprompt.errors import ConfigError, RunError, UnknownNameError
-from rlprompt.ray_session import start_ray
 from rlprompt.runs import load_run, train
 from rlprompt.targets import load_target, pool, pooled_target, routing
 from rlprompt.targets.cache import CachedTarget
@@ -28,10 +28,8 @@ TWO = {"num_target_replicas": 2}
 
 @pytest.fixture(scope="module", autouse=True)
 def one_ray() -> Iterator[None]:
-    ray.shutdown()
-    start_ray(RayConfig(num_target_replicas=4))
-    yield
-    ray.shutdown()
+    with one_ray_with(num_target_replicas=4):
+        yield
 
 
 @pytest.fixture

@@ -126,10 +126,23 @@ def score(
     now = module.policy.trainable_state()
     module.policy.load_trainable_state(module.behaviour)
     try:
-        written = read(module, columns, place=place, measure_kl=measure_kl)
+        written = _logp(module, columns, found, place)
     finally:
         module.policy.load_trainable_state(now)
-    return found | {name: written[name] for name in (OLD_LOGP, LOG_RATIO) if name in written}
+    if LOG_RATIO in found:  # the reference is the same for both
+        found[LOG_RATIO] = found[LOG_RATIO] + written - found[OLD_LOGP]
+    return found | {OLD_LOGP: written}
+
+
+@torch.no_grad()
+def _logp(
+    module: PromptModule, columns: dict[str, torch.Tensor], known: dict[str, torch.Tensor], place: int
+) -> torch.Tensor:
+    """Returns the log-probabilities (B, T) of written tokens under a module's weights of now; without NLPO."""
+    if isinstance(module.policy, FeaturePolicy):  # what the frozen LM makes of them is known
+        logits = cast(FeaturePolicy, module.views[place]).logits(known[FEATURES])
+        return token_logp(logits, columns[TOKENS], known[ALLOWED])
+    return score_tokens(module, columns, place=place, measure_kl=False)[OLD_LOGP]
 
 
 @torch.no_grad()
