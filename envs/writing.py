@@ -108,6 +108,8 @@ class PromptWriting:
         if self.no_repeat and words < prompt_length:
             raise ConfigError(f"env.mask.no_repeat leaves {words} tokens for {prompt_length} positions; allow more")
         self.meta = meta if meta is not None else MetaSettings()
+        # In a dialogue nobody speaks before a turn's advice is written: differences are those of turns.
+        self.every_token = step_reward == "difference" and not self.meta.dialogue
         self.contexts: PlainContext | MetaContexts = PlainContext(self.tokenizer, context)
         if meta is not None:
             self.contexts = MetaContexts(
@@ -182,7 +184,7 @@ class PromptWriting:
         if self.is_over:
             raise gymnasium.error.ResetNeeded("the episode has ended; call reset() before step()")
         chosen = self._checked(actions)
-        if self.step_reward == "difference" and self._previous is None:
+        if self.every_token and self._previous is None:
             self._previous = self._score([""] * self.batch).mean_rewards
         rows = np.arange(self.batch)
         masked = ~self.allowed[rows, chosen] & ~self.ended
@@ -196,7 +198,7 @@ class PromptWriting:
             rewards += self._keywords.step(self.prompts(), self.ended | (self.position == self.length))
         if self.position == self.length or bool(self.ended.all()):
             rewards += self._end_turn()
-        elif self.step_reward == "difference":
+        elif self.every_token:
             rewards += self._differences(self._score(self.prompts()))
         if not self.is_over and self.position:
             self.allowed = self._allowed()
@@ -215,8 +217,10 @@ class PromptWriting:
         scores = self._score(self.prompts())
         again = self.turns.left and bool(self.turns.open_rows(scores).any())
         rewards = np.zeros(self.batch)
-        if self.step_reward == "difference":
+        if self.every_token:
             rewards = self._differences(scores)
+        elif self.step_reward == "difference":
+            rewards = self._gains(scores)
         elif not again:
             rewards = self._training_rewards(scores)
         if again:
@@ -328,6 +332,17 @@ class PromptWriting:
         rewards = np.nan_to_num(raw - previous, nan=0.0)
         self._previous = np.where(np.isnan(raw), previous, raw)
         return rewards
+
+    def _gains(self, scores: Scores) -> FloatArray:
+        """What a turn brought to each dialogue's training reward (B,); the turns add up to the terminal reward.
+
+        A turn does not answer for turns before it: under leave-one-out it is compared with the same turn of the
+        dialogues that began alike.
+        """
+        rewards = self._training_rewards(scores)
+        before = self._previous if self._previous is not None else np.zeros(self.batch)
+        self._previous = rewards
+        return rewards - before
 
     def _finals(self) -> list[dict[str, Any]]:
         scores = self.last_scores

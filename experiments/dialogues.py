@@ -1,10 +1,12 @@
 """Dialogues with scripted partners: policies that advise the target against their untrained selves, and no advice.
 
-Command: python experiments/dialogues.py [--tasks negotiation workflow] [--seeds 0 1 2] [section.key=value ...]
+Command: python experiments/dialogues.py [section.key=value ...] [--tasks negotiation workflow] [--seeds 0 1 2]
 One run a (task, seed); what is in experiments/results/dialogues/ is skipped, so a stop loses one run at most. Rewrites
 its part of experiments/README.md.
 
-All play the test scenarios with the most probable advice; the score is the partner's, in [0, 1].
+All play the test scenarios with the most probable advice; the score is the partner's, in [0, 1]. A recipe whose
+algorithm is SFT learns from turns that raised the score, in sampled dialogues of the untrained policy with the train
+scenarios.
 """
 
 from __future__ import annotations
@@ -26,15 +28,18 @@ from experiments.report import difference, machine, numbers, publish, read_json,
 from rlprompt.config import RunConfig, load_config
 from rlprompt.envs.turns import DialogueTurns
 from rlprompt.errors import ConfigError
+from rlprompt.json_lines import write_json_lines
 from rlprompt.policies import build_policy, load_policy
 from rlprompt.runs import train
 from rlprompt.scoring import build_scorer
-from rlprompt.search.dialogues import Played, play
+from rlprompt.search.dialogues import Played, demonstrations, play
 from rlprompt.types import Json, Scores
 
 HERE = Path(__file__).resolve().parent
 TASKS = ("negotiation", "workflow")
-NAMES = {"none": "no advice", "untrained": "untrained policy", "trained": "PPO"}
+NAMES = {"none": "no advice", "untrained": "untrained policy", "ppo": "PPO", "sft": "SFT on its good turns"}
+SAMPLES = 2
+"""Dialogues of each train scenario that SFT chooses from."""
 ADVICE = re.compile(r"\(Advice:.*?\)\n")
 """The line of a template that is left out where there is no advice."""
 
@@ -82,17 +87,38 @@ def no_advice(config: RunConfig) -> Json:
     return {"scores": rows, "num_failed": sum(score is None for score in rows)}
 
 
+def with_demonstrations(config: RunConfig, untrained: Any) -> tuple[RunConfig, Json]:
+    """Plays the train scenarios; returns the run on the turns that raised the score, and how many there were."""
+    scorer = build_scorer(config)
+    examples = scorer.task.train
+    lines: list[Json] = []
+    for number in range(SAMPLES):
+        played = play(untrained, config, scorer, examples, phase="train", iteration=number)
+        lines += demonstrations(played, examples, at_least=0.0, gaining=True)
+    path = Path(config.run.dir) / f"{config.name}-demonstrations-{config.seed}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json_lines(path, lines)
+    calls = scorer.ledger.snapshot()["used"]["calls"]
+    chosen = {"dialogues": SAMPLES * len(examples), "turns": len(lines), "calls": calls}
+    return config.model_copy(update={"data": {"pairs": str(path)}}), chosen
+
+
 def run_cell(config: RunConfig) -> Json | None:
     """Trains once and tests the policy and its untrained self; None after a Ctrl-C."""
     started = time.perf_counter()
+    untrained = build_policy(config.policy, prompt_length=config.env.prompt_length, seed=config.seed).eval()
+    chosen: Json = {"calls": 0}
+    if config.algorithm.name == "sft" and not config.data:
+        config, chosen = with_demonstrations(config, untrained)
     result = train(config)
     if result.exit_code in (130, 143):
         return None
     trained_seconds = time.perf_counter() - started
-    untrained = build_policy(config.policy, prompt_length=config.env.prompt_length, seed=config.seed).eval()
     return {
         "seed": config.seed,
-        "target_calls": result.target_calls,
+        "algorithm": config.algorithm.name,
+        "demonstrations": chosen,
+        "target_calls": result.target_calls + chosen["calls"],
         "training_seconds": round(trained_seconds, 1),
         "rows": {"untrained": test(config, untrained), "trained": test(config, load_policy(result.folder))},
         "seconds": round(time.perf_counter() - started, 1),
@@ -123,11 +149,12 @@ def table(found: dict[str, tuple[Json, list[Json]]]) -> str:
         lines.append(f"| {task} | {NAMES['none']} | {np.nanmean(numbers(none['scores'])):.3f} | | 0 |")
         for name, scores in by_name.items():
             gain, spent = "", 0
+            label = NAMES[name] if name in NAMES else NAMES[cells[0]["algorithm"]]
             if name == "trained":
                 gain = difference(np.nanmean(scores, axis=0), np.nanmean(by_name["untrained"], axis=0))
                 spent = calls
             means = [float(value) for value in np.nanmean(scores, axis=1)]
-            lines.append(f"| {task} | {NAMES[name]} | {spread(means)} | {gain} | {spent:,} |")
+            lines.append(f"| {task} | {label} | {spread(means)} | {gain} | {spent:,} |")
     return "\n".join(lines)
 
 

@@ -208,7 +208,7 @@ def _candidate_ids(tokenizer: Any, candidates: Sequence[str]) -> list[int]:
     """The tokens of the texts, both at the start of a text and after a space."""
     found: set[int] = set()
     for text in candidates:
-        for form in (text, " " + text):
+        for form in (text, " " + text.lstrip()):  # two spaces would allow one alone, a word that says nothing
             found.update(tokenizer.encode(form, add_special_tokens=False))
     return sorted(found)
 

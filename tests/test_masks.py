@@ -97,6 +97,12 @@ def test_candidates_allow_both_forms_of_a_text_and_nothing_else(tmp_path):
     assert allowed_texts(tokenizer, MaskConfig(candidates=str(file))) == ["great", " great", "bad", " bad"]
 
 
+def test_a_candidate_that_begins_with_a_space_does_not_allow_a_space_alone():
+    tokenizer = load_tokenizer("smollm2-135m-instruct")
+    allowed = np.flatnonzero(static_mask(tokenizer, MaskConfig(candidates=[" great"]), eos=False))
+    assert [tokenizer.decode([token]) for token in allowed] == [" great"]
+
+
 def test_missing_candidates_file_and_empty_masks_are_configuration_errors(tmp_path):
     tokenizer = ListTokenizer(["a", "b"])
     with pytest.raises(ConfigError, match=r"cannot read .*absent\.txt"):

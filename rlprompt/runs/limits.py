@@ -28,14 +28,16 @@ def calls_per_pair(config: RunConfig) -> int:
 
 
 def scorings(config: RunConfig) -> int:
-    """Returns how often an episode is scored at most: at the end of every turn, with differences at every token.
+    """Returns how often an episode is scored at most: at the end of every turn, or at every token.
+
+    The latter is for difference rewards, but not in dialogues: there the differences are those of turns.
 
     With several agents that is once, with differences before the first and after each agent's segment.
     """
     env = config.env
     if env.kind == "multi":
         return len(env.agents) + 1 if env.step_reward == "difference" else 1
-    every_token = env.step_reward == "difference"
+    every_token = env.step_reward == "difference" and not env.dialogue
     return env.turns * env.prompt_length + 1 if every_token else env.turns
 
 

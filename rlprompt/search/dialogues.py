@@ -33,6 +33,8 @@ class Spoken:
     """What it wrote."""
     utterance: str
     """What the target said."""
+    gain: float
+    """The partner's score after the turn less that before it."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ def play(
         DialogueTurns(len(examples), config.env.turns, examples),
     )
     spoken: list[Spoken] = []
+    before = [0.0] * len(examples)
     while True:
         texts, ids = reader.read(list(examples), turns.feedback)
         prompts = _written(policy, config, ids, turns, iteration, rows)
@@ -86,9 +89,11 @@ def play(
         scores: Scores = scorer.score_pairs(prompts, asked, phase=phase, contexts=texts)
         for row, example in enumerate(examples):
             if not turns.waiting[row] and scores.prompt_valid[row]:
+                gain = float(scores.accuracies[row]) - before[row]
+                before[row] += gain
                 read = policy.tokenizer.decode([token for token in ids[row].tolist() if token >= 0])
                 said = scores.outputs[row][0].text or ""
-                spoken.append(Spoken(example.id, turns.number, read, prompts[row], said))
+                spoken.append(Spoken(example.id, turns.number, read, prompts[row], said, gain))
         if not (turns.left and turns.open_rows(scores).any()):
             break
         turns.advance(scores, scorer.task, examples, per_input=True)
@@ -116,13 +121,17 @@ def scores_on_dev(policy: Any, config: RunConfig, scorer: Any) -> Scores:
     return scores
 
 
-def demonstrations(played: Played, examples: Sequence[Example], *, at_least: float) -> list[Json]:
+def demonstrations(
+    played: Played, examples: Sequence[Example], *, at_least: float, gaining: bool = False
+) -> list[Json]:
     """Returns what SFT learns from good dialogues, the self-talk filter of arXiv:2401.05033.
 
     Args:
         played: dialogues.
         examples: those that they began with, in the same order.
         at_least: the score that a dialogue must have.
+        gaining: only turns that raised the score (ours): then hard scenarios, of which no dialogue went well to its
+            end, have their say, too, and what was wrong in a good dialogue is not learnt.
 
     Returns:
         Lines with `context` and `target`, one for each turn of a dialogue that is kept, as `data: {pairs: FILE}` of an
@@ -138,7 +147,7 @@ def demonstrations(played: Played, examples: Sequence[Example], *, at_least: flo
     return [
         {"context": one.context, "target": one.prompt}
         for one in played.turns
-        if one.example_id in kept and one.prompt.strip()
+        if one.example_id in kept and one.prompt.strip() and (one.gain > 0 or not gaining)
     ]
 
 

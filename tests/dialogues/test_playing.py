@@ -12,10 +12,12 @@ from rlprompt.dialogues import dialogue_of
 from rlprompt.envs.configured import configured_env
 from rlprompt.envs.rewrite import RewriteVectorEnv
 from rlprompt.errors import ConfigError
+from rlprompt.json_lines import write_json_lines
 from rlprompt.policies import build_policy, load_policy
 from rlprompt.registry import BUILT_IN
 from rlprompt.rewards import check_rewards
 from rlprompt.runs import load_run, train
+from rlprompt.runs.limits import scorings
 from rlprompt.scoring import build_scorer
 from rlprompt.search.dialogues import demonstrations, play
 
@@ -60,25 +62,56 @@ def offers(env: RewriteVectorEnv, shares: list[int]) -> Any:
     return env.step(np.full(len(shares), EOS))
 
 
-def test_dialogues_that_began_alike_are_compared_however_they_went_on(tmp_path: Path) -> None:
-    compared = {"stabilisers": [{"name": "leave-one-out"}], "env": {"num_envs": 8, "rewrites_per_input": 4}}
-    config = make_config(tmp_path, **compared)
-    scorer = build_scorer(config)
-    _, arguments = configured_env(config, scorer.spec)
+def compared_env(folder: Path, **env: Any) -> RewriteVectorEnv:
+    """Two scenarios, each in four dialogues that are compared with each other."""
+    sections = {"stabilisers": [{"name": "leave-one-out"}], "env": {"num_envs": 8, "rewrites_per_input": 4, **env}}
+    config = make_config(folder, **sections)
+    _, arguments = configured_env(config, build_scorer(config).spec)
     arguments.pop("action")
-    env = RewriteVectorEnv(8, **arguments)
-    env.reset(seed=0)
-    shares = [47, 40, 10, 49, 45, 49, 49, 30]
+    made = RewriteVectorEnv(8, **arguments)
+    made.reset(seed=0)
+    return made
+
+
+def left_out(raw: np.ndarray) -> np.ndarray:
+    """Each reward less the mean of the other three that began alike."""
+    rows = raw.reshape(2, 4)
+    return np.asarray(rows - (rows.sum(axis=1, keepdims=True) - rows) / 3).reshape(-1)
+
+
+SHARES = [47, 40, 10, 49, 45, 49, 49, 30]
+
+
+def test_dialogues_that_began_alike_are_compared_however_they_went_on(tmp_path: Path) -> None:
+    env = compared_env(tmp_path)
     rewards = np.zeros(8)
     for _ in range(3):
-        rewards += offers(env, shares)[1]
+        rewards += offers(env, SHARES)[1]
     scores = env.writing.last_scores
     assert scores is not None
     assert len(set(scores.row_example_ids or ())) > 2  # they went on differently
-    raw = scores.mean_rewards.reshape(2, 4)
-    assert (raw.std(axis=1) > 0.1).all()
-    expected = raw - (raw.sum(axis=1, keepdims=True) - raw) / 3
-    np.testing.assert_allclose(rewards, expected.reshape(-1))
+    assert (scores.mean_rewards.reshape(2, 4).std(axis=1) > 0.1).all()
+    np.testing.assert_allclose(rewards, left_out(scores.mean_rewards))
+
+
+def test_with_differences_a_turn_brings_what_it_added_compared_with_the_same_turn_of_the_others(tmp_path: Path) -> None:
+    env = compared_env(tmp_path, step_reward="difference")
+    before, total, paid = np.zeros(8), np.zeros(8), set()
+    for turn in range(3):
+        rewards = offers(env, SHARES)[1]
+        scores = env.writing.last_scores
+        assert scores is not None
+        gains = scores.mean_rewards - before
+        np.testing.assert_allclose(rewards, left_out(gains), atol=1e-12)
+        before, total = scores.mean_rewards, total + rewards
+        paid |= {turn} if (gains > 0).any() else set()
+    assert len(paid) > 1  # not all in the last turn
+    np.testing.assert_allclose(total, left_out(before))
+
+
+def test_difference_rewards_of_dialogues_cost_no_more_calls(tmp_path: Path) -> None:
+    found = [scorings(make_config(tmp_path, env={"step_reward": kind})) for kind in ("terminal", "difference")]
+    assert found == [3, 3]
 
 
 @pytest.mark.parametrize("name", ["negotiation", "workflow"])
@@ -169,8 +202,33 @@ def test_good_dialogues_become_demonstrations(tmp_path: Path) -> None:
     assert 0 < len(good) < 24
     assert len(lines) == sum(one.example_id in good for one in played.turns)
     assert all(set(line) == {"context", "target"} for line in lines)
+    gaining = [{"context": one.context, "target": one.prompt} for one in played.turns if one.gain > 0]
+    assert demonstrations(played, examples, at_least=0.0, gaining=True) == gaining
+    assert 0 < len(gaining) < len(played.turns)
+    for example, score in zip(examples, np.nan_to_num(scores).tolist(), strict=True):  # NaN where the target failed
+        assert sum(one.gain for one in played.turns if one.example_id == example.id) == pytest.approx(score)
     assert any(len(said) > 3 for said in played.said)
     assert json.loads(json.dumps(lines)) == lines
+
+
+def test_what_good_dialogues_demonstrate_is_learnt(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    scorer = build_scorer(config)
+    untrained = build_policy(config.policy, prompt_length=2, seed=0)
+    examples = scorer.task.train
+    played = play(untrained, config, scorer, examples, iteration=0)
+    lines = demonstrations(played, examples, at_least=0.5, gaining=True)
+    write_json_lines(tmp_path / "good.jsonl", lines)
+    learnt = {
+        "algorithm": {"name": "sft", "iterations": 20, "minibatch_size": 8, "lr": 0.2, "baseline": "none"},
+        "data": {"pairs": str(tmp_path / "good.jsonl")},
+    }
+    trained = load_policy(train(make_config(tmp_path, **learnt)).folder)
+    test = scorer.task.test[:60]
+    before, after = (
+        play(policy, config, scorer, test, iteration=0).scores.accuracies for policy in (untrained, trained)
+    )
+    assert np.nanmean(after) > np.nanmean(before) + 0.1
 
 
 @pytest.mark.parametrize(

@@ -47,13 +47,14 @@ def test_calls_are_counted_to_the_first_good_iteration_and_the_median_may_be_ope
 def test_dialogue_rows_are_means_over_scenarios_and_seeds() -> None:
     def cell(seed: int, untrained: list[float], trained: list[float]) -> dict[str, object]:
         rows = {"untrained": {"scores": untrained}, "trained": {"scores": trained}}
-        return {"seed": seed, "rows": rows, "target_calls": 100, "seconds": 60.0, "machine": "here"}
+        known = {"algorithm": "sft", "target_calls": 100, "seconds": 60.0, "machine": "here"}
+        return {"seed": seed, "rows": rows, **known}
 
     cells = [cell(0, [0.0, 0.5], [0.5, 1.0]), cell(1, [0.0, 0.0], [0.5, 0.5])]
     lines = dialogues.table({"workflow": ({"scores": [0.0, 0.25]}, cells)}).splitlines()  # type: ignore[dict-item]
     assert lines[-3] == "| workflow | no advice | 0.125 | | 0 |"
     assert lines[-2].startswith("| workflow | untrained policy | 0.125 ± ")
-    assert lines[-1].startswith("| workflow | PPO | 0.625 ± ")
+    assert lines[-1].startswith("| workflow | SFT on its good turns | 0.625 ± ")
     assert "+0.500" in lines[-1]
 
 

@@ -20,7 +20,8 @@ def test_the_recipe_is_a_valid_configuration(recipe: Path) -> None:
         assert config.env.action == "sequence"
         assert sum(agent.length for agent in config.env.agents) == (6 if recipe.stem == "multiprompter" else 24)
     elif config.env.dialogue:
-        assert (config.policy.kind, config.env.turns, config.env.action) == ("lm-adaptor", 3, "sequence")
+        kind = "lm-adaptor" if config.algorithm.name == "ppo" else "causal-lm"
+        assert (config.policy.kind, config.env.turns, config.env.action) == (kind, 3, "sequence")
     elif config.env.kind == "token-prompt":
         assert config.env.prompt_length == (3 if recipe.stem == "planted" else 5)
         assert config.reward[0].name == "gap"
