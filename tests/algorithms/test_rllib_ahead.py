@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -22,6 +23,7 @@ from rlprompt.errors import BudgetExceededError, ConfigError
 from rlprompt.registry import BUILT_IN
 from rlprompt.runs import load_run, train
 from rlprompt.targets.planted import PlantedTarget
+from rlprompt.types import Failure, TargetOutput
 
 pytestmark = pytest.mark.ray
 
@@ -159,6 +161,17 @@ WHOLE_LM = {
 }
 
 
+JUDGE = {
+    "name": "judge",
+    "kwargs": {
+        "target": {"name": "planted:separable", "kwargs": {"length": 3, "vocabulary": 8}},
+        "rubric": "Is it good?",
+        "mode": "yes-no",
+        "of": "prompt",
+    },
+}
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -166,8 +179,9 @@ WHOLE_LM = {
         {"env": GAME},
         WHOLE_LM,
         {"budget": {"max_target_calls": 150}},
+        {"reward": [{"name": "gap"}, JUDGE]},
     ],
-    ids=["dev-in-between", "game", "whole-lm", "budget"],
+    ids=["dev-in-between", "game", "whole-lm", "budget", "judge"],
 )
 def test_t5_the_number_of_env_runners_changes_nothing_in_an_asynchronous_run_either(
     overrides: dict[str, Any], tmp_path: Path
@@ -179,6 +193,32 @@ def test_t5_the_number_of_env_runners_changes_nothing_in_an_asynchronous_run_eit
     if "budget" in overrides:
         assert alone[3] == "budget"
         assert alone[2] <= 150
+
+
+def test_what_fails_ahead_is_excluded_and_counted_in_its_own_iteration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = PlantedTarget.run
+
+    def failing(target: PlantedTarget, requests: Any) -> Any:
+        broken = TargetOutput(failure=Failure("target", "timeout", "no answer in 5 s"))
+        answers = zip(requests, run(target, requests), strict=True)
+        return [broken if "w02" in str(request.rendered.text) else answer for request, answer in answers]
+
+    monkeypatch.setattr(PlantedTarget, "run", failing)
+    found = []
+    for runners in (0, 2):
+        config = make_config(ray={"num_env_runners": runners}, run={"dir": str(tmp_path), "max_failed_fraction": 1.0})
+        result = train(config, progress=False)
+        records = [record for record in load_run(result.folder).prompts() if record.phase == "train"]
+        failed = [record for record in records if np.isnan(record.raw_reward)]
+        assert failed == [record for record in records if "w02" in record.prompt]
+        assert {record.iteration for record in failed} > {0}
+        weights = [path.read_bytes() for path in sorted((result.folder / "best").rglob("*.safetensors"))]
+        found.append((records, result.ledger["failed"], weights))
+    assert found[0][1:] == found[1][1:]
+    assert found[0][1] > 0
+    assert repr(found[0][0]) == repr(found[1][0])
 
 
 ADAPTOR_THAT_REWRITES = {
