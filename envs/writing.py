@@ -108,7 +108,7 @@ class PromptWriting:
         if self.no_repeat and words < prompt_length:
             raise ConfigError(f"env.mask.no_repeat leaves {words} tokens for {prompt_length} positions; allow more")
         self.meta = meta if meta is not None else MetaSettings()
-        # In a dialogue nobody speaks before a turn's advice is written: differences are those of turns.
+        # In a dialogue nobody speaks before a turn's advice is written: there the differences are those of turns.
         self.every_token = step_reward == "difference" and not self.meta.dialogue
         self.contexts: PlainContext | MetaContexts = PlainContext(self.tokenizer, context)
         if meta is not None:
@@ -159,7 +159,8 @@ class PromptWriting:
         if self.meta.dialogue and self.inputs is not None:
             self.turns = DialogueTurns(self.batch, self.meta.turns, self.inputs)
         self._failures: dict[int, Failure] = {}
-        self._previous: FloatArray | None = None
+        # Before anything is said a dialogue is worth nothing; what an empty prompt is worth the scorer has to say.
+        self._previous: FloatArray | None = np.zeros(self.batch) if self.meta.dialogue else None
         self._keywords = self._keyword_reward()
         self._begin_turn()
 
@@ -217,10 +218,8 @@ class PromptWriting:
         scores = self._score(self.prompts())
         again = self.turns.left and bool(self.turns.open_rows(scores).any())
         rewards = np.zeros(self.batch)
-        if self.every_token:
+        if self.step_reward == "difference":
             rewards = self._differences(scores)
-        elif self.step_reward == "difference":
-            rewards = self._gains(scores)
         elif not again:
             rewards = self._training_rewards(scores)
         if again:
@@ -326,23 +325,12 @@ class PromptWriting:
         return np.where(scores.prompt_valid, self.last_training_rewards, 0.0)
 
     def _differences(self, scores: Scores) -> FloatArray:
-        """Raw reward of each prefix less that of the one before; 0 where either failed: an invalid episode."""
+        """Raw reward of each prefix, or after each turn, less that of the one before; 0 where either failed: an invalid episode."""
         raw = scores.mean_rewards
         previous = self._previous if self._previous is not None else np.full(self.batch, np.nan)
         rewards = np.nan_to_num(raw - previous, nan=0.0)
         self._previous = np.where(np.isnan(raw), previous, raw)
         return rewards
-
-    def _gains(self, scores: Scores) -> FloatArray:
-        """What a turn brought to each dialogue's training reward (B,); the turns add up to the terminal reward.
-
-        A turn does not answer for turns before it: under leave-one-out it is compared with the same turn of the
-        dialogues that began alike.
-        """
-        rewards = self._training_rewards(scores)
-        before = self._previous if self._previous is not None else np.zeros(self.batch)
-        self._previous = rewards
-        return rewards - before
 
     def _finals(self) -> list[dict[str, Any]]:
         scores = self.last_scores

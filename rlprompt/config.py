@@ -154,7 +154,7 @@ class EnvConfig(Section):
     dialogue: bool = False
     """Rewrite at instance level: between turns the target talks with the scripted partner of a task of dialogues."""
     step_reward: Literal["terminal", "difference"] = "terminal"
-    """Reward at the end, or of each prefix less that of the one before."""
+    """Reward at the end, or of each prefix (in dialogues after each turn) less that of the one before."""
     hint_reward: float = Field(default=0.0, ge=0)
     """Stimulus: weight of the step reward for every keyword of the reference that the hint names."""
     prompt_length: int = Field(default=5, ge=1)

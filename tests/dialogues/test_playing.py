@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ray_sessions import one_ray_with
+from rllib_runs import found_by
 
 from rlprompt.config import RunConfig, parse_config
 from rlprompt.dialogues import dialogue_of
@@ -94,19 +96,29 @@ def test_dialogues_that_began_alike_are_compared_however_they_went_on(tmp_path: 
     np.testing.assert_allclose(rewards, left_out(scores.mean_rewards))
 
 
-def test_with_differences_a_turn_brings_what_it_added_compared_with_the_same_turn_of_the_others(tmp_path: Path) -> None:
+def test_with_differences_a_turn_brings_what_it_added_to_the_raw_reward(tmp_path: Path) -> None:
     env = compared_env(tmp_path, step_reward="difference")
     before, total, paid = np.zeros(8), np.zeros(8), set()
     for turn in range(3):
         rewards = offers(env, SHARES)[1]
         scores = env.writing.last_scores
         assert scores is not None
-        gains = scores.mean_rewards - before
-        np.testing.assert_allclose(rewards, left_out(gains), atol=1e-12)
+        np.testing.assert_allclose(rewards, scores.mean_rewards - before)
+        paid |= {turn} if (rewards > 0).any() else set()
         before, total = scores.mean_rewards, total + rewards
-        paid |= {turn} if (gains > 0).any() else set()
     assert len(paid) > 1  # not all in the last turn
-    np.testing.assert_allclose(total, left_out(before))
+    np.testing.assert_allclose(total, before)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("step_reward", ["terminal", "difference"])
+def test_t5_the_number_of_env_runners_changes_nothing(step_reward: str, tmp_path: Path) -> None:
+    short = {"env": {"step_reward": step_reward, "num_envs": 8}, "algorithm": {"iterations": 3}}
+    with one_ray_with(num_env_runners=2):
+        alone = found_by(make_config(tmp_path, **short), tmp_path / "alone")
+        several = found_by(make_config(tmp_path, **short, ray={"num_env_runners": 2}), tmp_path / "two")
+    for one, other in zip(alone, several, strict=True):
+        assert one == other
 
 
 def test_difference_rewards_of_dialogues_cost_no_more_calls(tmp_path: Path) -> None:
