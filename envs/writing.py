@@ -325,7 +325,7 @@ class PromptWriting:
         return np.where(scores.prompt_valid, self.last_training_rewards, 0.0)
 
     def _differences(self, scores: Scores) -> FloatArray:
-        """Raw reward of each prefix, or after each turn, less that of the one before; 0 where either failed: an invalid episode."""
+        """Raw reward of each prefix, or after each turn, less the one before; 0 where either failed: not valid."""
         raw = scores.mean_rewards
         previous = self._previous if self._previous is not None else np.full(self.batch, np.nan)
         rewards = np.nan_to_num(raw - previous, nan=0.0)
