@@ -50,8 +50,16 @@ def start_ray(settings: RayConfig, code: Sequence[Path] = ()) -> None:
         fewer="ray.num_target_replicas",
         smaller="ray.num_{}s_per_target_replica",
     )
-    store = None if runners.number or replicas.number else OBJECT_STORE_BYTES
-    join_ray(settings.address, [runners, replicas], code=code, object_store_bytes=store)
+    learners = Workers(
+        settings.num_learners,
+        settings.num_cpus_per_learner,
+        0,
+        "learners",
+        fewer="ray.num_learners",
+        smaller="ray.num_{}s_per_learner",
+    )
+    store = None if runners.number or replicas.number or learners.number else OBJECT_STORE_BYTES
+    join_ray(settings.address, [runners, replicas, learners], code=code, object_store_bytes=store)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ class Shipment:
 
 
 def shipment(config: RunConfig, *, search_path: str | Path | None) -> Shipment | None:
-    """Returns the code that env runners import: of policies. Rewards stay in the run's own process.
+    """Returns the code that env runners and learners import: of policies. Rewards stay in the run's own process.
 
     None where they are on this machine, and find it at its place.
 
@@ -38,7 +38,7 @@ def shipment(config: RunConfig, *, search_path: str | Path | None) -> Shipment |
     Raises:
         ConfigError: a module that is named cannot be found.
     """
-    if config.ray.address == "local" or not config.ray.num_env_runners:
+    if config.ray.address == "local" or not (config.ray.num_env_runners or config.ray.num_learners):
         return None
     kinds = [config.policy.kind, *(agent.kind for agent in config.env.agents if agent.kind is not None)]
     modules = tuple(dict.fromkeys(kind.partition(":")[0] for kind in kinds if ":" in kind))

@@ -73,7 +73,7 @@ def trial_config(base: RunConfig, parameters: Mapping[str, Any], *, name: str) -
     source = f"{name} ({say_parameters(parameters)})"
     config = parse_config(data, source=source)
     _check_names(config, source)
-    for setting in ("num_env_runners", "num_target_replicas"):
+    for setting in ("num_env_runners", "num_learners", "num_target_replicas"):
         if number := getattr(config.ray, setting):
             raise ConfigError(
                 f"{source}: ray.{setting} is {number}, but a trial works in its own process; set it to 0, and "

@@ -16,6 +16,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from rlprompt.algorithms.diagnostics import iteration_metrics
 from rlprompt.algorithms.rllib.ahead import AheadRollouts
 from rlprompt.algorithms.rllib.batches import PromptBatch, has_valid_episode
+from rlprompt.algorithms.rllib.helpers import Helpers
 from rlprompt.algorithms.rllib.learner import PromptLearner
 from rlprompt.algorithms.rllib.module import PromptModule
 from rlprompt.algorithms.rllib.rollouts import LocalRollouts, RemoteRollouts, Rollouts, Weights, weights_of
@@ -81,6 +82,11 @@ def check_settings(config: RunConfig, policy: PromptPolicy, *, value_head: bool 
         raise ConfigError(
             f"policy.device is {config.policy.device}, but {algorithm.name} trains on the CPU; use policy.device=cpu, "
             "or algorithm.name=grpo or rloo"
+        )
+    if config.ray.num_learners and policy.frozen_features:
+        raise ConfigError(
+            f"ray.num_learners is {config.ray.num_learners}, but '{config.policy.kind}' trains a head only, which is "
+            "no work to share; set it to 0"
         )
     if algorithm.name == "sql" and not policy.frozen_features:
         raise ConfigError(
@@ -213,6 +219,8 @@ class Engine:
             restarts = config.ray.max_num_env_runner_restarts
             remote = RemoteRollouts(run.scorer, share=episodes_each(config), max_restarts=restarts)
             spec = remote_spec(run.scorer, remote.mailbox_name, None if sent is None else sent.modules)
+        elif sent is not None:  # learners
+            spec = {**spec, "code": {"allow_modules": list(sent.modules), "search_path": None}}
         with without_native_messages() if remote is not None else nullcontext():
             self.algorithm: PromptAlgorithm = self.rllib_config(spec).build_algo()
         silence()
@@ -225,7 +233,20 @@ class Engine:
             rollouts = self._ahead = AheadRollouts(rollouts, run)
             self.algorithm.meanwhile = self._next_iteration
         self.algorithm.rollouts = self.rollouts = rollouts
+        if config.ray.num_learners:
+            self._learner.helpers = self._helpers()
         self.start()  # an earlier stage may have trained the policy
+
+    def _helpers(self) -> Helpers:
+        algorithm, workers = self.algorithm, self.run.config.ray
+        spec = algorithm.config.get_multi_rl_module_spec(spaces=algorithm.env_runner_group.get_spaces())
+        return Helpers(
+            algorithm.config,
+            spec,
+            number=workers.num_learners,
+            cpus=workers.num_cpus_per_learner,
+            max_restarts=workers.max_num_learner_restarts,
+        )
 
     def check(self) -> None:
         """Raises ConfigError for settings that do not go together."""
@@ -318,6 +339,8 @@ class Engine:
 
     def close(self) -> None:
         """Frees the algorithm's workers."""
+        if self._learner.helpers is not None:
+            self._learner.helpers.close()
         self.algorithm.stop()
         self.rollouts.close()
 
