@@ -84,7 +84,7 @@ def test_sections_that_are_not_there_are_made() -> None:
         ({"policy.kind": {"choice": ["categorical", "categoric"]}}, "did you mean 'categorical'?"),
         ({"ray.num_env_runners": [2], "algorithm.name": "ppo"}, "ray.num_env_runners is 2, but a trial works in"),
         ({"ray.num_target_replicas": [1]}, "ray.num_target_replicas is 1, but a trial works in"),
-        ({"ray.num_learners": [1]}, "ray.num_learners is 1, but a trial works in"),
+        ({"algorithm.name": ["ppo"], "ray.num_learners": [1]}, "ray.num_learners is 1, but a trial works in"),
     ],
 )
 def test_a_wrong_value_is_found_before_anything_is_trained(parameters: dict[str, Any], message: str) -> None:
