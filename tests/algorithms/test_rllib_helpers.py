@@ -11,6 +11,7 @@ from ray_sessions import one_ray_with
 from rllib_runs import TOKENS, FakeRun, found_by, merged, weights_after
 
 from rlprompt.algorithms.rllib import chunks
+from rlprompt.algorithms.rllib import helpers as helpers_module
 from rlprompt.algorithms.rllib.engine import Engine
 from rlprompt.algorithms.rllib.helpers import gradient_runs
 from rlprompt.config import RunConfig
@@ -116,7 +117,36 @@ def test_t9_learners_that_are_lost_too_often_end_the_run_with_one_sentence() -> 
     assert helpers is not None
     engine.iterate(0)
     ray.kill(helpers.actors[0])
-    with pytest.raises(RunError, match=r"more often than ray\.max_num_learner_restarts allows.*resume the run"):
+    with pytest.raises(RunError, match=r"more often than ray\.max_num_learner_restarts allows .*resume the run"):
+        engine.iterate(1)
+    engine.close()
+
+
+def test_t9_a_learner_that_cannot_start_is_no_crash_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(helpers_module, "MOST_IN_A_ROW", 3)
+    monkeypatch.setattr(helpers_module.time, "sleep", pauses.append)
+    engine = Engine(FakeRun(make_config(ray={"num_learners": 2})))  # type: ignore[arg-type]
+    helpers = engine._learner.helpers
+    assert helpers is not None
+    engine.iterate(0)
+    monkeypatch.setattr(helpers, "_built_from", (None, None))
+    ray.kill(helpers.actors[0])
+    with pytest.raises(RunError, match=r"learners were lost 4 times in a row \(.*--resume"):
+        engine.iterate(1)
+    assert [pause for pause in pauses if pause in (0, 1, 3)] == [0, 1, 3]
+    engine.close()
+
+
+def test_t9_a_cluster_without_room_for_a_lost_learner_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(helpers_module, "COMES_UP_S", 1.0)
+    engine = Engine(FakeRun(make_config(ray={"num_learners": 2})))  # type: ignore[arg-type]
+    helpers = engine._learner.helpers
+    assert helpers is not None
+    engine.iterate(0)
+    monkeypatch.setattr(helpers, "_options", {"num_cpus": 1000})
+    ray.kill(helpers.actors[0])
+    with pytest.raises(RunError, match="did not come back within 1 s; give the cluster room"):
         engine.iterate(1)
     engine.close()
 

@@ -8,6 +8,7 @@ Shapes: B rows, T tokens.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,10 @@ from rlprompt.algorithms.rllib.batches import BEFORE, CONTEXT, EPISODE, MASK, PL
 from rlprompt.algorithms.rllib.chunks import row_chunks
 from rlprompt.errors import RunError
 
+MOST_IN_A_ROW = 8
+"""So often a learner is started again for the same rows."""
+LONGEST_PAUSE_S = 30.0
+COMES_UP_S = 600.0
 OF_ROWS = (CONTEXT, EPISODE, PLACE, BEFORE)
 """Columns that have no token of the prompt's own."""
 
@@ -156,6 +161,7 @@ class Helpers:
         import ray
         from ray.exceptions import RayError, RayTaskError
 
+        in_a_row = 0
         while True:
             try:
                 found: list[Gradient] = ray.get(asked)
@@ -163,15 +169,33 @@ class Helpers:
             except RayTaskError:
                 raise
             except RayError as error:  # it died, was killed for memory, or its node is gone
-                if not self._left:
-                    raise RunError(
-                        "learners were lost more often than ray.max_num_learner_restarts allows; look at the memory "
-                        "of the machines, and resume the run"
-                    ) from error
-                self._left -= 1
-                self.restarts += 1
-                self.actors[place] = self._start()
+                in_a_row += 1
+                self._replace(place, in_a_row, error)
                 asked = self.actors[place].differentiate.remote(*order, share)
+
+    def _replace(self, place: int, in_a_row: int, error: Exception) -> None:
+        """Starts a lost learner again, later and later where it was lost at once."""
+        import ray
+
+        if not self._left or in_a_row > MOST_IN_A_ROW:
+            often = (
+                f"{in_a_row} times in a row" if self._left else "more often than ray.max_num_learner_restarts allows"
+            )
+            said = next(iter(str(error).splitlines()), type(error).__name__)
+            raise RunError(
+                f"learners were lost {often} ({said}); look at the memory of the machines, and resume the run with "
+                "--resume"
+            ) from error
+        time.sleep(min(2.0 ** (in_a_row - 1) - 1, LONGEST_PAUSE_S))
+        self._left -= 1
+        self.restarts += 1
+        self.actors[place] = self._start()
+        up, _ = ray.wait([self.actors[place].__ray_ready__.remote()], timeout=COMES_UP_S)
+        if not up:
+            raise RunError(
+                f"a learner that was lost did not come back within {COMES_UP_S:.0f} s; give the cluster room for "
+                "ray.num_learners, and resume the run with --resume"
+            ) from error
 
     def close(self) -> None:
         """Ends the learners' processes."""
