@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ OBJECT_STORE_BYTES = 256 * 2**20
 """Where everything runs in one process; Ray's default would reserve a third of the memory."""
 KNOCK_S = 5.0
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _started_with: list[float] = []
 """CPUs of the Ray that this process started; empty where it started none."""
 
@@ -118,13 +120,13 @@ def _connect(address: str, cpus: float, code: Sequence[Path], object_store_bytes
         except RuntimeEnvSetupError as error:
             names = ", ".join(path.name for path in code)
             raise ConfigError(
-                f"the modules beside the configuration ({names}) cannot be sent to the cluster: {_line(error)}; put "
-                "large files elsewhere"
+                f"the modules beside the configuration ({names}) cannot be sent to the cluster: {in_one_line(error)}; "
+                "put large files elsewhere"
             ) from error
         except (OSError, RuntimeError, ValueError) as error:
             raise ConfigError(
-                f"no Ray cluster at ray.address={address}: {_line(error)}; start one with 'ray start --head', or use "
-                "ray.address=local"
+                f"no Ray cluster at ray.address={address}: {in_one_line(error)}; start one with 'ray start --head', or "
+                "use ray.address=local"
             ) from error
         return
     # Ray's own process reports on the cluster to its makers, without a dashboard too, unless it is told not to.
@@ -142,8 +144,13 @@ def _connect(address: str, cpus: float, code: Sequence[Path], object_store_bytes
     _started_with.append(given)
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
+def in_one_line(error: object) -> str:
+    r"""Returns the beginning of what Ray says of an error, without its colours and line breaks.
+
+    >>> in_one_line("died \n in \x1b[36mray::Toy\x1b[39m")
+    'died in ray::Toy'
+    """
+    return " ".join(_COLOUR.sub("", str(error)).split())[:200]
 
 
 @contextmanager

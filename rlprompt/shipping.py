@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rlprompt import registry
 from rlprompt.config import RunConfig
+from rlprompt.types import Json
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,11 @@ class Shipment:
     """Modules that the configuration names and workers import."""
     files: tuple[Path, ...] = ()
     """Modules and packages that are sent, each with what it may import from beside it."""
+
+    @property
+    def code(self) -> Json:
+        """What takes the place of a scorer spec's `code` where they were sent to: the modules, and no folder."""
+        return {"allow_modules": list(self.modules), "search_path": None}
 
 
 def shipment(config: RunConfig, *, search_path: str | Path | None) -> Shipment | None:

@@ -23,6 +23,7 @@ FLOOR = {
     "registry": 0,
     "shipping": 0,
     "ray_session": 0,
+    "restarts": 0,
     "config": 0,
     "overrides": 0,
     "sections": 0,

@@ -26,15 +26,15 @@ class RoundAbandonedError(RLPromptError):
     """The iteration that a worker played is over: another worker was lost, or the run ends."""
 
 
-def remote_spec(scorer: Scorer, mailbox: str, modules: Sequence[str] | None = None) -> Json:
+def remote_spec(scorer: Scorer, mailbox: str, code: Json | None = None) -> Json:
     """Returns the spec that workers build their `RemoteScorer` from.
 
     Args:
         scorer: of the run.
         mailbox: the actor's name.
-        modules: of the user's, that were sent to the workers; None where workers read them at their place.
+        code: of the user's, as it was sent to the workers; None where workers read it at its place.
     """
-    sent = {} if modules is None else {"code": {"allow_modules": list(modules), "search_path": None}}
+    sent = {} if code is None else {"code": code}
     return {
         **scorer.spec,
         **sent,

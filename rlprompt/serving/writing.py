@@ -26,9 +26,10 @@ from rlprompt.served import Served
 
 CERTAIN = 1e-3
 """A token that is ahead by so much stays ahead: what stands beside a row moves its float32 logits by about 1e-5."""
-ROWS, WIDTH, FILLING = 8, 16, 2
+ROWS, WIDTH, FILLING = 16, 16, 2
 """LMs in 16 bits write so many rows at once, read in a width that is a multiple of this. So many rows at least are
-filled in, of different lengths: a batch without padding would be computed in another way."""
+filled in, of different lengths: a batch without padding would be computed in another way. More rows would write more
+at a time, and keep a single text waiting longer."""
 
 
 class TextWriter:

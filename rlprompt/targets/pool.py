@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from rlprompt import restarts
 from rlprompt.errors import ConfigError, RLPromptError, RunError
+from rlprompt.ray_session import in_one_line
 from rlprompt.targets import target_from_config, target_prices
 from rlprompt.targets.ledger import Price
 from rlprompt.targets.routing import Router
@@ -28,11 +30,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.5
-START_S = 600.0
-"""How long a replica may take to come up."""
-LONGEST_BACKOFF_S = 30.0
-IN_A_ROW = 8
-"""Losses of one replica without an answer in between that end the run: about a minute of trying."""
 
 
 class Replica:
@@ -282,13 +279,14 @@ class TargetPool:
         """Ends replicas that do not answer, or do not come up; yields their batches."""
         now, limit = time.monotonic(), self._settings.target_replica_timeout_s
         for slot in self._slots:
-            allowed = START_S if slot.batch is None else limit
+            allowed = restarts.COMES_UP_S if slot.batch is None else limit
             if slot.ref is None or now - slot.since <= allowed:
                 continue
             if slot.batch is None and (not slot.about or not any(other.is_there for other in self._slots)):
                 raise RunError(
-                    f"a replica of the target is not there after {START_S:.0f} s; see whether single nodes of the "
-                    "cluster have the CPUs and GPUs that it needs (ray.num_cpus_per_target_replica), then resume"
+                    f"a replica of the target is not there after {restarts.COMES_UP_S:.0f} s; see whether single "
+                    "nodes of the cluster have the CPUs and GPUs that it needs (ray.num_cpus_per_target_replica), "
+                    "then resume"
                 )
             ray.kill(slot.actor)
             batch, slot.ref, slot.batch = slot.batch, None, None
@@ -300,14 +298,14 @@ class TargetPool:
         self.restarts += 1
         slot.was_slow = slow
         slot.actor, slot.losses = None, slot.losses + 1
-        slot.back_at = time.monotonic() + min(0.5 * 2.0 ** (slot.losses - 1), LONGEST_BACKOFF_S)
-        if slot.losses >= IN_A_ROW:
+        slot.back_at = time.monotonic() + restarts.pause_before(slot.losses)
+        if slot.losses >= restarts.MOST_IN_A_ROW:
             advice = "see whether its node has the memory that the model needs"
             if slow:
                 advice = "raise ray.target_replica_timeout_s or ray.num_cpus_per_target_replica"
             raise RunError(
-                f"a replica of the target was lost {IN_A_ROW} times in a row without an answer ({_line(why)}); "
-                f"{advice}, then resume"
+                f"a replica of the target was lost {slot.losses} times in a row without an answer "
+                f"({in_one_line(why)}); {advice}, then resume"
             )
         most = self._settings.max_num_target_replica_restarts
         if self.restarts > most:
@@ -315,8 +313,4 @@ class TargetPool:
                 f"replicas of the target were lost {self.restarts} times (ray.max_num_target_replica_restarts is "
                 f"{most}); look for the cause in Ray's logs, then resume"
             )
-        logger.warning("a replica of the target was lost and is started again: %s", _line(why))
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())[:200]
+        logger.warning("a replica of the target was lost and is started again: %s", in_one_line(why))

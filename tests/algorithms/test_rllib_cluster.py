@@ -77,3 +77,21 @@ def test_code_that_the_configuration_names_is_sent_to_nodes_that_lack_it(cluster
     assert len(found) == 1
     assert found[0].endswith("their_policy.py")
     assert not Path(found[0]).is_relative_to(tmp_path)
+
+
+def test_learners_get_the_code_and_the_run_keeps_one_scorer(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "their_lm.py").write_text(
+        "from rlprompt.policies.causal_lm import CausalLMPolicy\n\n\nclass Policy(CausalLMPolicy):\n    pass\n"
+    )
+    whole = {
+        "target": {"name": "planted:separable", "kwargs": {"length": 3, "vocabulary": 8}},
+        "policy": {"kind": "their_lm:Policy", "model": "planted-8", "kwargs": {}},
+        "env": {**TOKENS["env"], "action": "sequence"},
+        "ray": {"address": cluster.address, "num_learners": 1},
+    }
+    run = FakeRun(merged(TOKENS, whole), search_path=tmp_path)
+    engine = Engine(run)  # type: ignore[arg-type]
+    engine.iterate(0)
+    spent = run.scorer.ledger.snapshot()["used"]["calls"]
+    assert spent > 0  # another scorer, of another spec, would have spent on a ledger of its own
+    engine.close()

@@ -1,6 +1,7 @@
 """Dialogues in the environment, in training, on dev, and as demonstrations: a target that does as it is told."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,12 @@ def plugged_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stands for an installed plug-in with the target."""
     monkeypatch.syspath_prepend(str(HERE))
     monkeypatch.setitem(BUILT_IN["targets"], "speaker", "speaker:Speaker")
+
+
+@pytest.fixture(scope="module")
+def one_ray() -> Iterator[None]:
+    with one_ray_with(num_env_runners=2):
+        yield
 
 
 def make_config(folder: Path, **overrides: Any) -> RunConfig:
@@ -112,11 +119,11 @@ def test_with_differences_a_turn_brings_what_it_added_to_the_raw_reward(tmp_path
 
 @pytest.mark.ray
 @pytest.mark.parametrize("step_reward", ["terminal", "difference"])
+@pytest.mark.usefixtures("one_ray")
 def test_t5_the_number_of_env_runners_changes_nothing(step_reward: str, tmp_path: Path) -> None:
     short = {"env": {"step_reward": step_reward, "num_envs": 8}, "algorithm": {"iterations": 3}}
-    with one_ray_with(num_env_runners=2):
-        alone = found_by(make_config(tmp_path, **short), tmp_path / "alone")
-        several = found_by(make_config(tmp_path, **short, ray={"num_env_runners": 2}), tmp_path / "two")
+    alone = found_by(make_config(tmp_path, **short), tmp_path / "alone")
+    several = found_by(make_config(tmp_path, **short, ray={"num_env_runners": 2}), tmp_path / "two")
     for one, other in zip(alone, several, strict=True):
         assert one == other
 

@@ -64,13 +64,13 @@ def test_in_16_bits_all_batches_have_one_shape() -> None:
 
     policy: Any = Watching("bfloat16")
     writer = TextWriter(cast(PromptPolicy, policy), SERVED)
-    long = [[4] * 17 + [last] for last in range(8)]
+    long = [[4] * 17 + [last] for last in range(16)]
     contexts = [[3, 4], [5, 4], *long, [5], long[0]]
     together = writer.greedy(contexts, 2, 4)
-    assert shapes == [(8, 16), (8, 32), (8, 32), (8, 32)]  # no batch has a context twice, or none to fill up
+    assert shapes == [(16, 16), (16, 32), (16, 32), (16, 32)]  # no batch has a context twice, or none to fill up
     assert [writer.greedy([context], 2, 1)[0] for context in contexts] == together
     assert together[:3] == ["w02 w02", "w05 w05", "w02 w02"]
-    assert set(shapes[3:]) == {(8, 16), (8, 32)}
+    assert set(shapes[3:]) == {(16, 16), (16, 32)}
 
 
 @pytest.mark.parametrize(("longest", "width"), [(None, 32), (20, 20), (17, 17), (16, 17), (64, 32)])

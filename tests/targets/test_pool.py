@@ -12,6 +12,7 @@ import pytest
 import ray
 from ray_sessions import one_ray_with
 
+from rlprompt import restarts
 from rlprompt.cluster import RayConfig
 from rlprompt.config import TargetConfig, parse_config
 from rlprompt.errors import ConfigError, RunError, UnknownNameError
@@ -112,7 +113,7 @@ def test_batches_that_take_too_long_become_smaller(opened: Any, monkeypatch: pyt
 
 def test_a_replica_that_never_comes_up_ends_the_wait(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "POLL_S", 0.1)
-    monkeypatch.setattr(pool, "START_S", 5.0)
+    monkeypatch.setattr(restarts, "COMES_UP_S", 5.0)
     with pytest.raises(RunError, match="a replica of the target is not there after 5 s"):
         opened(num_cpus_per_target_replica=3)  # four are there, which is enough for one of them
 
@@ -136,7 +137,7 @@ def test_t9_a_replica_that_hangs_is_replaced(opened: Any, monkeypatch: pytest.Mo
 
 
 def test_t9_no_crash_loop(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "LONGEST_BACKOFF_S", 0.0)
+    monkeypatch.setattr(restarts, "LONGEST_PAUSE_S", 0.0)
     shared = opened(max_num_target_replica_restarts=2)
 
     def lose_and_ask() -> None:

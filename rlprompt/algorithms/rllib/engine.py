@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -16,9 +16,9 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from rlprompt.algorithms.diagnostics import iteration_metrics
 from rlprompt.algorithms.rllib.ahead import AheadRollouts
 from rlprompt.algorithms.rllib.batches import PromptBatch, has_valid_episode
-from rlprompt.algorithms.rllib.helpers import Helpers
 from rlprompt.algorithms.rllib.learner import PromptLearner
 from rlprompt.algorithms.rllib.module import PromptModule
+from rlprompt.algorithms.rllib.remote_learners import RemoteLearners
 from rlprompt.algorithms.rllib.rollouts import LocalRollouts, RemoteRollouts, Rollouts, Weights, weights_of
 from rlprompt.config import RunConfig
 from rlprompt.envs.configured import configured_env
@@ -26,7 +26,7 @@ from rlprompt.errors import ConfigError
 from rlprompt.policies import PromptPolicy
 from rlprompt.ray_session import silence, start_ray, without_native_messages
 from rlprompt.scoring.desk import remote_spec
-from rlprompt.shipping import shipment
+from rlprompt.shipping import Shipment, shipment
 from rlprompt.types import FloatArray, Json, RunContext, Scores
 
 
@@ -83,11 +83,6 @@ def check_settings(config: RunConfig, policy: PromptPolicy, *, value_head: bool 
             f"policy.device is {config.policy.device}, but {algorithm.name} trains on the CPU; use policy.device=cpu, "
             "or algorithm.name=grpo or rloo"
         )
-    if config.ray.num_learners and policy.frozen_features:
-        raise ConfigError(
-            f"ray.num_learners is {config.ray.num_learners}, but '{config.policy.kind}' trains a head only, which is "
-            "no work to share; set it to 0"
-        )
     if algorithm.name == "sql" and not policy.frozen_features:
         raise ConfigError(
             f"algorithm.name is sql, which would need a second '{policy.kind}' as target network; use ppo or "
@@ -106,6 +101,15 @@ def check_settings(config: RunConfig, policy: PromptPolicy, *, value_head: bool 
         )
     if value_head and algorithm.baseline == "critic" and getattr(policy.settings, "value_head", True) is False:
         raise ConfigError("algorithm.baseline is 'critic', but the policy has value_head: false; set one or the other")
+
+
+def check_learners(config: RunConfig, policies: Iterable[PromptPolicy]) -> None:
+    """Raises ConfigError for learners where nobody trains a whole LM."""
+    if config.ray.num_learners and all(policy.frozen_features for policy in policies):
+        raise ConfigError(
+            f"ray.num_learners is {config.ray.num_learners}, but only heads on frozen LMs are trained, which is no "
+            "work to share; set it to 0"
+        )
 
 
 def rllib_config(config: RunConfig, scorer_spec: Json) -> PromptAlgorithmConfig:
@@ -218,9 +222,7 @@ class Engine:
         if config.ray.num_env_runners:
             restarts = config.ray.max_num_env_runner_restarts
             remote = RemoteRollouts(run.scorer, share=episodes_each(config), max_restarts=restarts)
-            spec = remote_spec(run.scorer, remote.mailbox_name, None if sent is None else sent.modules)
-        elif sent is not None:  # learners
-            spec = {**spec, "code": {"allow_modules": list(sent.modules), "search_path": None}}
+            spec = remote_spec(run.scorer, remote.mailbox_name, None if sent is None else sent.code)
         with without_native_messages() if remote is not None else nullcontext():
             self.algorithm: PromptAlgorithm = self.rllib_config(spec).build_algo()
         silence()
@@ -234,23 +236,20 @@ class Engine:
             self.algorithm.meanwhile = self._next_iteration
         self.algorithm.rollouts = self.rollouts = rollouts
         if config.ray.num_learners:
-            self._learner.helpers = self._helpers()
+            self._learner.remote = self._remote_learners(sent)
         self.start()  # an earlier stage may have trained the policy
 
-    def _helpers(self) -> Helpers:
-        algorithm, workers = self.algorithm, self.run.config.ray
-        spec = algorithm.config.get_multi_rl_module_spec(spaces=algorithm.env_runner_group.get_spaces())
-        return Helpers(
-            algorithm.config,
-            spec,
-            number=workers.num_learners,
-            cpus=workers.num_cpus_per_learner,
-            max_restarts=workers.max_num_learner_restarts,
-        )
+    def _remote_learners(self, sent: Shipment | None) -> RemoteLearners:
+        """Starts them with code that they find where they are; the run's own scorer is known by the spec as it is."""
+        spec = self.run.scorer.spec
+        built = self.rllib_config(spec if sent is None else {**spec, "code": sent.code})
+        modules = built.get_multi_rl_module_spec(spaces=self.algorithm.env_runner_group.get_spaces())
+        return RemoteLearners(built, modules, self.run.config.ray)
 
     def check(self) -> None:
         """Raises ConfigError for settings that do not go together."""
         check_settings(self.run.config, self.run.policy)
+        check_learners(self.run.config, [self.run.policy])
 
     def rllib_config(self, scorer_spec: Json) -> PromptAlgorithmConfig:
         """Returns RLlib's configuration of the run."""
@@ -339,8 +338,8 @@ class Engine:
 
     def close(self) -> None:
         """Frees the algorithm's workers."""
-        if self._learner.helpers is not None:
-            self._learner.helpers.close()
+        if self._learner.remote is not None:
+            self._learner.remote.close()
         self.algorithm.stop()
         self.rollouts.close()
 

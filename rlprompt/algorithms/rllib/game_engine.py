@@ -19,6 +19,7 @@ from rlprompt.algorithms.rllib.critic_module import CriticModule
 from rlprompt.algorithms.rllib.engine import (
     Engine,
     PromptAlgorithmConfig,
+    check_learners,
     check_settings,
     episodes_each,
     with_learner,
@@ -134,6 +135,7 @@ class GameEngine(Engine):
         """Checks every member."""
         for name in self.team.names():
             check_settings(self.run.config, self.team.member(name), value_head=critic_of(self.run.config) == "own")
+        check_learners(self.run.config, [self.team.member(name) for name in self.team.names()])
 
     def rllib_config(self, scorer_spec: Json) -> PromptAlgorithmConfig:
         """Returns RLlib's configuration of the run."""

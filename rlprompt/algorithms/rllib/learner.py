@@ -38,8 +38,8 @@ from rlprompt.algorithms.rllib.batches import (
     masked_logits,
     token_logp,
 )
-from rlprompt.algorithms.rllib.helpers import GradientRun, Helpers, gradient_runs
 from rlprompt.algorithms.rllib.module import ALLOWED, FEATURES, LOGITS, VALUES, PromptModule
+from rlprompt.algorithms.rllib.remote_learners import Chunk, RemoteLearners, gradient_chunks
 from rlprompt.config import AlgorithmConfig
 from rlprompt.errors import ConfigError
 from rlprompt.policies import FeaturePolicy, PromptPolicy
@@ -66,7 +66,7 @@ class PromptLearner(TorchLearner):
         self._observed: dict[str, tuple[float, int]] = {}
         self.references: dict[str, torch.nn.Module] = {}
         self.targets: dict[str, torch.nn.Module] = {}
-        self.helpers: Helpers | None = None
+        self.remote: RemoteLearners | None = None
         """Processes that compute the gradients of whole LMs; None: this one does."""
         for module_id in self.prompt_modules:
             self._copy_start(module_id)
@@ -94,8 +94,8 @@ class PromptLearner(TorchLearner):
         own = self.prompt_modules[module_id].policy
         own.load_trainable_state(policy.trainable_state())
         own.load_reference_state(policy.reference_state())
-        if self.helpers is not None:
-            self.helpers.forget(module_id)
+        if self.remote is not None:
+            self.remote.forget(module_id)
         self._copy_start(module_id)
 
     def _copy_start(self, module_id: str) -> None:
@@ -200,33 +200,33 @@ class PromptLearner(TorchLearner):
         return {name: parameter.grad for name, parameter in self._params.items() if parameter.grad is not None}
 
     def _add_gradients_in_chunks(self, module_id: str, batch: dict[str, Any]) -> torch.Tensor:
-        """Adds up the gradients of runs of rows, each weighted by its share: the gradient of the whole batch.
+        """Adds up the gradients of chunks, each weighted by its share: the gradient of the whole batch.
 
-        Who computes a run, this process or another one, does not matter: they are added up in the order of the rows.
+        Who computes one, this process or another one, does not matter: they are added up in the order of the rows.
         """
         total: dict[str, torch.Tensor] = {}
-        runs = gradient_runs(batch, self.prompt_modules[module_id].policy.vocabulary_size)
+        chunks = gradient_chunks(batch, self.prompt_modules[module_id].policy.vocabulary_size)
         found: Iterator[dict[str, torch.Tensor]]
-        if self.helpers is None:
-            found = (self.differentiate(module_id, run) for run in runs)
+        if self.remote is None:
+            found = (self.differentiate(module_id, chunk) for chunk in chunks)
         else:
-            found = self.helpers.differentiate(module_id, self.prompt_modules[module_id], runs)
+            found = self.remote.differentiate(module_id, self.prompt_modules[module_id], chunks)
         for weighted in found:
             for name, value in weighted.items():
                 total[name] = total.get(name, torch.zeros_like(value)) + value
         self._note(module_id, total)
         return total["total"]
 
-    def differentiate(self, module_id: str, run: GradientRun) -> dict[str, torch.Tensor]:
-        """Adds a run's gradient to those of the module's parameters; returns its share of the loss and of its parts."""
-        module, part = self.prompt_modules[module_id], dict(run.columns)
+    def differentiate(self, module_id: str, chunk: Chunk) -> dict[str, torch.Tensor]:
+        """Adds a chunk's gradient to those of the module's parameters; returns its share of the loss and its parts."""
+        module, part = self.prompt_modules[module_id], dict(chunk.columns)
         module.eval()  # dropout would make the first ratio differ from 1, and draw from a global generator
         logits, values = module.policy.evaluate(part[CONTEXT], part[TOKENS])
         part.setdefault(ALLOWED, allowed_rows(module, part))
         parts = self._parts(module_id, part, logits, values)
-        shares = dict.fromkeys(parts, run.of_tokens)  # all parts are means over tokens, but for one
+        shares = dict.fromkeys(parts, chunk.of_tokens)  # all parts are means over tokens, but for one
         if self.settings.name == "reinforce":
-            shares["policy"] = run.of_rows
+            shares["policy"] = chunk.of_rows
         weighted = {name: value * shares[name] for name, value in parts.items()}
         weighted["total"] = self._total(module_id, weighted)
         weighted["total"].backward()  # type: ignore[no-untyped-call]  # untyped there

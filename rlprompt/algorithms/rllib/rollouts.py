@@ -23,6 +23,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.execution.rollout_ops import synchronous_parallel_sample
 
+from rlprompt import restarts
 from rlprompt.algorithms.rllib.module import PromptModule
 from rlprompt.errors import RLPromptError, RunError
 from rlprompt.mailbox import Letter, open_mailbox
@@ -38,10 +39,7 @@ POLL_S = 0.01
 """Seconds between two looks at who has finished."""
 DRAIN_S = 60.0
 """Seconds that runners of an abandoned iteration get to stop."""
-RESTART_S = 600.0
-"""Seconds that a lost runner gets to come back: a cluster may have to notice a dead node, and to start another one."""
 PROBE_S = 5.0
-LONGEST_BACKOFF_S = 30.0
 
 
 Weights: TypeAlias = dict[str, dict[str, Any]]
@@ -381,13 +379,13 @@ class RemoteRollouts:
                 f"{self._max_restarts}); look for the cause in Ray's logs, then resume"
             )
         logger.warning("%d env runners were lost; iteration %d is played again", lost, self._iteration + 1)
-        time.sleep(min(0.5 * 2.0 ** (attempt - 1), LONGEST_BACKOFF_S))
-        end = time.monotonic() + RESTART_S
+        time.sleep(restarts.pause_before(attempt))
+        end = time.monotonic() + restarts.COMES_UP_S
         while not self._is_complete():
             if time.monotonic() > end:
                 raise RunError(
-                    f"{lost} env runners did not come back within {RESTART_S:.0f} s; see whether the cluster still has "
-                    "the CPUs and GPUs that ray.num_env_runners needs, then resume"
+                    f"{lost} env runners did not come back within {restarts.COMES_UP_S:.0f} s; see whether the cluster "
+                    "still has the CPUs and GPUs that ray.num_env_runners needs, then resume"
                 )
 
     def _is_complete(self) -> bool:

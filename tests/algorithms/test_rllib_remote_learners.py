@@ -1,19 +1,23 @@
 """Several learners: the same gradients, weights and prompts as one process, also when learners are lost."""
 
-from collections.abc import Iterator
+import os
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 import torch
+from ray.exceptions import RayTaskError
 from ray_sessions import one_ray_with
 from rllib_runs import TOKENS, FakeRun, found_by, merged, weights_after
 
+from rlprompt import restarts
 from rlprompt.algorithms.rllib import chunks
-from rlprompt.algorithms.rllib import helpers as helpers_module
-from rlprompt.algorithms.rllib.engine import Engine
-from rlprompt.algorithms.rllib.helpers import gradient_runs
+from rlprompt.algorithms.rllib.engine import Engine, check_learners
+from rlprompt.algorithms.rllib.remote_learners import RemoteLearners, gradient_chunks
+from rlprompt.cluster import RayConfig
 from rlprompt.config import RunConfig
 from rlprompt.errors import ConfigError, RunError
 
@@ -40,8 +44,8 @@ def one_ray() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two or three rows each."""
+def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of two or three rows each."""
     monkeypatch.setattr(chunks, "TOKENS_WITH_GRADIENT", 8)
 
 
@@ -68,7 +72,7 @@ def test_t5_the_number_of_learners_changes_nothing(
         assert found == expected
 
 
-def test_runs_of_rows_are_the_whole_minibatch_and_their_shares_are_one() -> None:
+def test_chunks_are_the_whole_minibatch_and_their_shares_are_one() -> None:
     written = torch.tensor([[1, 2, -1], [3, 4, 5], [6, -1, -1], [1, 1, 1], [2, 2, -1]])
     batch = {
         "tokens": written,
@@ -76,14 +80,14 @@ def test_runs_of_rows_are_the_whole_minibatch_and_their_shares_are_one() -> None
         "mask": (written >= 0).float(),
         "advantages": torch.arange(15.0).reshape(5, 3),
     }
-    runs = gradient_runs(batch, 8)
-    assert len(runs) > 1
-    assert [row for run in runs for row in run.columns["advantages"][:, 0].tolist()] == [0.0, 3.0, 6.0, 9.0, 12.0]
-    assert [float(run.of_tokens) for run in runs] == pytest.approx(
-        [float(run.columns["mask"].sum()) / 11 for run in runs]
+    found = gradient_chunks(batch, 8)
+    assert len(found) > 1
+    assert [row for chunk in found for row in chunk.columns["advantages"][:, 0].tolist()] == [0.0, 3.0, 6.0, 9.0, 12.0]
+    assert [float(chunk.of_tokens) for chunk in found] == pytest.approx(
+        [float(chunk.columns["mask"].sum()) / 11 for chunk in found]
     )
-    assert sum(float(run.of_rows) for run in runs) == pytest.approx(1)
-    assert sum(float(run.of_tokens) for run in runs) == pytest.approx(1)
+    assert sum(float(chunk.of_rows) for chunk in found) == pytest.approx(1)
+    assert sum(float(chunk.of_tokens) for chunk in found) == pytest.approx(1)
 
 
 def test_t9_a_learner_that_is_killed_is_replaced_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,75 +95,74 @@ def test_t9_a_learner_that_is_killed_is_replaced_and_nothing_is_lost(monkeypatch
     expected = weights_after(calm, range(4))
     calm.close()
     engine = Engine(FakeRun(make_config(ray={"num_learners": 2})))  # type: ignore[arg-type]
-    helpers = engine._learner.helpers
-    assert helpers is not None
+    remote = engine._learner.remote
+    assert remote is not None
     engine.iterate(0)
-    ray.kill(helpers.actors[1])  # between two iterations
+    ray.kill(remote.actors[1])  # between two iterations
     engine.iterate(1)
-    answer = helpers._answer
+    answer = remote._answer
 
     def killed_first(place: int, *rest: Any) -> Any:  # in the middle of an update
         if place == 0:
-            monkeypatch.setattr(helpers, "_answer", answer)
-            ray.kill(helpers.actors[0])
+            monkeypatch.setattr(remote, "_answer", answer)
+            ray.kill(remote.actors[0])
         return answer(place, *rest)
 
-    monkeypatch.setattr(helpers, "_answer", killed_first)
+    monkeypatch.setattr(remote, "_answer", killed_first)
     found = weights_after(engine, range(2, 4))
-    assert 1 <= helpers.restarts <= 2  # the second one may have answered before it was killed
+    assert 1 <= remote.restarts <= 2  # the second one may have answered before it was killed
     engine.close()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+def toys(differentiate: Callable[..., Any], *, later_cpus: int = 1, **settings: Any) -> RemoteLearners:
+    """One actor in the place of a learner, which needs seconds to be built; another needs other CPUs."""
+    toy = type("Toy", (), {"differentiate": differentiate, "__module__": "__main__"})  # sent by value
+
+    class Toys(RemoteLearners):
+        def _start(self) -> Any:
+            return ray.remote(toy).options(num_cpus=later_cpus if self.restarts else 1).remote()
+
+    return Toys(None, None, RayConfig(num_learners=1, **settings))
+
+
+def ask(remote: RemoteLearners) -> None:
+    module = types.SimpleNamespace(policy=FakeRun(make_config()).policy, kl_coefficient=0.0)
+    try:
+        list(remote.differentiate("default_policy", module, gradient_chunks(one_row(), 8)))
+    finally:
+        remote.close()
+
+
+def one_row() -> dict[str, torch.Tensor]:
+    return {"tokens": torch.ones((1, 1), dtype=torch.int64), "context": torch.zeros((1, 1)), "mask": torch.ones((1, 1))}
+
+
 def test_t9_learners_that_are_lost_too_often_end_the_run_with_one_sentence() -> None:
-    engine = Engine(FakeRun(make_config(ray={"num_learners": 2, "max_num_learner_restarts": 0})))  # type: ignore[arg-type]
-    helpers = engine._learner.helpers
-    assert helpers is not None
-    engine.iterate(0)
-    ray.kill(helpers.actors[0])
-    with pytest.raises(RunError, match=r"more often than ray\.max_num_learner_restarts allows .*resume the run"):
-        engine.iterate(1)
-    engine.close()
+    with pytest.raises(RunError, match=r"lost 1 times \(ray\.max_num_learner_restarts is 0\).*then resume"):
+        ask(toys(lambda toy, *_: os._exit(1), max_num_learner_restarts=0))
 
 
-def test_t9_a_learner_that_cannot_start_is_no_crash_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    pauses: list[float] = []
-    monkeypatch.setattr(helpers_module, "MOST_IN_A_ROW", 3)
-    monkeypatch.setattr(helpers_module.time, "sleep", pauses.append)
-    engine = Engine(FakeRun(make_config(ray={"num_learners": 2})))  # type: ignore[arg-type]
-    helpers = engine._learner.helpers
-    assert helpers is not None
-    engine.iterate(0)
-    monkeypatch.setattr(helpers, "_built_from", (None, None))
-    ray.kill(helpers.actors[0])
-    with pytest.raises(RunError, match=r"learners were lost 4 times in a row \(.*--resume"):
-        engine.iterate(1)
-    assert [pause for pause in pauses if pause in (0, 1, 3)] == [0, 1, 3]
-    engine.close()
+def test_t9_a_learner_that_always_dies_is_no_crash_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses: list[int] = []
+    monkeypatch.setattr(restarts, "MOST_IN_A_ROW", 3)
+    monkeypatch.setattr(restarts, "pause_before", lambda lost: losses.append(lost) or 0.0)
+    with pytest.raises(RunError, match=r"lost 3 times in a row without an answer \(.*then resume"):
+        ask(toys(lambda toy, *_: os._exit(1)))
+    assert losses == [1, 2]
 
 
 def test_t9_a_cluster_without_room_for_a_lost_learner_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(helpers_module, "COMES_UP_S", 1.0)
-    engine = Engine(FakeRun(make_config(ray={"num_learners": 2})))  # type: ignore[arg-type]
-    helpers = engine._learner.helpers
-    assert helpers is not None
-    engine.iterate(0)
-    monkeypatch.setattr(helpers, "_options", {"num_cpus": 1000})
-    ray.kill(helpers.actors[0])
-    with pytest.raises(RunError, match="did not come back within 1 s; give the cluster room"):
-        engine.iterate(1)
-    engine.close()
+    monkeypatch.setattr(restarts, "COMES_UP_S", 1.0)
+    with pytest.raises(RunError, match=r"did not come back within 1 s; .* ray\.num_learners needs, then resume"):
+        ask(toys(lambda toy, *_: os._exit(1), later_cpus=1000))
 
 
-def test_an_error_of_a_learner_is_the_runs_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = Engine(FakeRun(make_config(ray={"num_learners": 2})))  # type: ignore[arg-type]
-    helpers = engine._learner.helpers
-    assert helpers is not None
-    monkeypatch.setattr(type(engine.run.policy), "reference_state", lambda policy: {"unknown": torch.zeros(1)})
-    with pytest.raises(Exception, match="unknown"):
-        engine.iterate(0)
-    assert helpers.restarts == 0  # it would fail again
-    engine.close()
+def test_an_error_of_a_learner_is_the_runs_error() -> None:
+    remote = toys(lambda toy, *_: {}["unknown"])
+    with pytest.raises(RayTaskError, match="KeyError: 'unknown'"):
+        ask(remote)
+    assert remote.restarts == 0  # it would fail again
 
 
 @pytest.mark.parametrize(
@@ -177,5 +180,10 @@ def test_what_learns_in_one_process_says_so(overrides: dict[str, Any], message: 
 
 def test_a_head_is_no_work_to_share() -> None:
     config = merged(TOKENS, {"ray": {"num_learners": 2}})
-    with pytest.raises(ConfigError, match="'lm-adaptor' trains a head only, which is no work to share; set it to 0"):
+    with pytest.raises(ConfigError, match="only heads on frozen LMs are trained, which is no work to share; set"):
         Engine(FakeRun(config))  # type: ignore[arg-type]
+
+
+def test_one_whole_lm_beside_a_head_is_work_to_share() -> None:
+    head, whole = FakeRun(merged(TOKENS, {})).policy, FakeRun(make_config()).policy
+    check_learners(make_config(ray={"num_learners": 2}), [head, whole])
