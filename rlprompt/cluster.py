@@ -8,7 +8,17 @@ from rlprompt.sections import Section
 
 ROLLING_OUT = ("ppo", "sql", "reinforce")
 """Algorithms whose prompts can be written by several workers."""
-LEARNING_APART = ("ppo", "reinforce")
+LEARNING_APART = (
+    "ppo",
+    "reinforce",
+    "grpo",
+    "rloo",
+    "sft",
+    "dpo",
+    "rrhf",
+    "online-dpo",
+    "expert-iteration",
+)
 """Algorithms whose gradients several learners can compute."""
 OFF_POLICY = ("ppo", "sql")
 """Of these, those that can learn from prompts of older weights: by PPO's ratio, or off-policy by nature."""
@@ -31,8 +41,8 @@ class RayConfig(Section):
     max_num_env_runner_restarts: int = Field(default=100, ge=0)
     """How often a lost env runner is started again, over the whole run, before the run gives up."""
     num_learners: int = Field(default=0, ge=0)
-    """Processes that compute the gradients of a whole LM (ppo and reinforce), each those of some rows; 0 computes them
-    in the run's own process. With full weights each gradient is as large as the LM; LoRA's are small."""
+    """Processes that compute the gradients of a whole LM (with all algorithms but sql), each those of some rows; 0
+    computes them in the run's own process. With full weights each gradient is as large as the LM; LoRA's are small."""
     num_cpus_per_learner: float = Field(default=1, ge=0)
     """Also, rounded down, the threads that a learner computes with."""
     max_num_learner_restarts: int = Field(default=100, ge=0)
@@ -72,7 +82,7 @@ def check_ray(ray: RayConfig, algorithm: str, num_envs: int, target: str) -> Non
     if ray.num_learners and algorithm not in LEARNING_APART:
         raise ValueError(
             f"ray.num_learners is {ray.num_learners}, but '{algorithm}' learns in one process "
-            f"({' and '.join(LEARNING_APART)} can use several); set it to 0"
+            f"({', '.join(LEARNING_APART)} can use several); set it to 0"
         )
     runners = ray.num_env_runners
     if runners and algorithm not in ROLLING_OUT:

@@ -8,7 +8,8 @@ import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from rllib_runs import FakeRun, merged
 
-from rlprompt.algorithms.rllib import batches, chunks
+from rlprompt.algorithms import chunks
+from rlprompt.algorithms.rllib import batches
 from rlprompt.algorithms.rllib.engine import Engine
 from rlprompt.algorithms.rllib.rollouts import env_of, modules_of
 from rlprompt.config import RunConfig

@@ -14,7 +14,7 @@ import pytest
 import torch
 from ray_sessions import one_ray_with
 
-from rlprompt.algorithms.rllib import chunks
+from rlprompt.algorithms import chunks
 from rlprompt.cli.main import main
 from rlprompt.policies import load_policy
 

@@ -16,8 +16,8 @@ import torch
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.core import DEFAULT_MODULE_ID
 
+from rlprompt.algorithms.chunks import row_chunks
 from rlprompt.algorithms.losses import gae, kl_shaped_rewards, nlpo_allowed, penalty_baseline
-from rlprompt.algorithms.rllib.chunks import row_chunks
 from rlprompt.algorithms.rllib.module import ALLOWED, FEATURES, VALUES, PromptModule
 from rlprompt.policies import FeaturePolicy
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -14,6 +14,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig as RLlibConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from rlprompt.algorithms.diagnostics import iteration_metrics
+from rlprompt.algorithms.learner_processes import check_learners, join_ray
 from rlprompt.algorithms.rllib.ahead import AheadRollouts
 from rlprompt.algorithms.rllib.batches import PromptBatch, has_valid_episode
 from rlprompt.algorithms.rllib.learner import PromptLearner
@@ -24,9 +25,8 @@ from rlprompt.config import RunConfig
 from rlprompt.envs.configured import configured_env
 from rlprompt.errors import ConfigError
 from rlprompt.policies import PromptPolicy
-from rlprompt.ray_session import silence, start_ray, without_native_messages
+from rlprompt.ray_session import silence, without_native_messages
 from rlprompt.scoring.desk import remote_spec
-from rlprompt.shipping import Shipment, shipment
 from rlprompt.types import FloatArray, Json, RunContext, Scores
 
 
@@ -101,15 +101,6 @@ def check_settings(config: RunConfig, policy: PromptPolicy, *, value_head: bool 
         )
     if value_head and algorithm.baseline == "critic" and getattr(policy.settings, "value_head", True) is False:
         raise ConfigError("algorithm.baseline is 'critic', but the policy has value_head: false; set one or the other")
-
-
-def check_learners(config: RunConfig, policies: Iterable[PromptPolicy]) -> None:
-    """Raises ConfigError for learners where nobody trains a whole LM."""
-    if config.ray.num_learners and all(policy.frozen_features for policy in policies):
-        raise ConfigError(
-            f"ray.num_learners is {config.ray.num_learners}, but only heads on frozen LMs are trained, which is no "
-            "work to share; set it to 0"
-        )
 
 
 def rllib_config(config: RunConfig, scorer_spec: Json) -> PromptAlgorithmConfig:
@@ -216,13 +207,12 @@ class Engine:
         self.run = run
         self.check()
         config, spec = run.config, run.scorer.spec
-        sent = shipment(config, search_path=spec.get("code", {}).get("search_path"))
-        start_ray(config.ray, () if sent is None else sent.files)
+        code = join_ray(run)
         remote = None
         if config.ray.num_env_runners:
             restarts = config.ray.max_num_env_runner_restarts
             remote = RemoteRollouts(run.scorer, share=episodes_each(config), max_restarts=restarts)
-            spec = remote_spec(run.scorer, remote.mailbox_name, None if sent is None else sent.code)
+            spec = remote_spec(run.scorer, remote.mailbox_name, code)
         with without_native_messages() if remote is not None else nullcontext():
             self.algorithm: PromptAlgorithm = self.rllib_config(spec).build_algo()
         silence()
@@ -236,13 +226,13 @@ class Engine:
             self.algorithm.meanwhile = self._next_iteration
         self.algorithm.rollouts = self.rollouts = rollouts
         if config.ray.num_learners:
-            self._learner.remote = self._remote_learners(sent)
+            self._learner.remote = self._remote_learners(code)
         self.start()  # an earlier stage may have trained the policy
 
-    def _remote_learners(self, sent: Shipment | None) -> RemoteLearners:
+    def _remote_learners(self, code: Json | None) -> RemoteLearners:
         """Starts them with code that they find where they are; the run's own scorer is known by the spec as it is."""
         spec = self.run.scorer.spec
-        built = self.rllib_config(spec if sent is None else {**spec, "code": sent.code})
+        built = self.rllib_config(spec if code is None else {**spec, "code": code})
         modules = built.get_multi_rl_module_spec(spaces=self.algorithm.env_runner_group.get_spaces())
         return RemoteLearners(built, modules, self.run.config.ray)
 

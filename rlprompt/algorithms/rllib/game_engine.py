@@ -15,11 +15,11 @@ from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from rlprompt.agents import CRITIC
+from rlprompt.algorithms.learner_processes import check_learners
 from rlprompt.algorithms.rllib.critic_module import CriticModule
 from rlprompt.algorithms.rllib.engine import (
     Engine,
     PromptAlgorithmConfig,
-    check_learners,
     check_settings,
     episodes_each,
     with_learner,

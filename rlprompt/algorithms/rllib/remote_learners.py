@@ -8,24 +8,18 @@ Shapes: B rows, T tokens.
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rlprompt import restarts
+from rlprompt.algorithms.chunks import row_chunks
+from rlprompt.algorithms.learner_processes import LearnerProcesses, shared_out
 from rlprompt.algorithms.rllib.batches import BEFORE, CONTEXT, EPISODE, MASK, PLACE, TOKENS
-from rlprompt.algorithms.rllib.chunks import row_chunks
-from rlprompt.errors import RunError
-from rlprompt.ray_session import in_one_line
 
 if TYPE_CHECKING:
     from rlprompt.cluster import RayConfig
-
-logger = logging.getLogger(__name__)
 
 OF_ROWS = (CONTEXT, EPISODE, PLACE, BEFORE)
 """Columns that have no token of the prompt's own."""
@@ -106,7 +100,7 @@ class RemoteLearner:
         return found
 
 
-class RemoteLearners:
+class RemoteLearners(LearnerProcesses):
     """The learners of a run.
 
     Args:
@@ -118,18 +112,15 @@ class RemoteLearners:
     def __init__(self, config: Any, spec: Any, settings: RayConfig) -> None:
         import ray
 
-        self._settings = settings
-        self._built_from = (ray.put(config), ray.put(spec), max(int(settings.num_cpus_per_learner), 1))
+        self._config, self._spec = ray.put(config), ray.put(spec)
         self._references: dict[str, Any] = {}
-        self.restarts = 0
-        """Learners that were lost."""
-        self.actors = [self._start() for _ in range(settings.num_learners)]
+        super().__init__(settings)
 
     def _start(self) -> Any:
         import ray
 
-        options = {"num_cpus": self._settings.num_cpus_per_learner}
-        return ray.remote(RemoteLearner).options(**options).remote(*self._built_from)
+        options = {"num_cpus": self.settings.num_cpus_per_learner}
+        return ray.remote(RemoteLearner).options(**options).remote(self._config, self._spec, self.threads)
 
     def forget(self, module_id: str) -> None:
         """Has a module's reference sent anew: it is another one."""
@@ -147,63 +138,14 @@ class RemoteLearners:
         if module_id not in self._references:
             self._references[module_id] = ray.put(policy.reference_state())
         state = ray.put({"weights": policy.trainable_state(), "kl_coefficient": module.kl_coefficient})
-        size = -(-len(chunks) // len(self.actors))
-        shares = [chunks[first : first + size] for first in range(0, len(chunks), size)]
-        order = (module_id, state, self._references[module_id])
-        asked = [actor.differentiate.remote(*order, share) for actor, share in zip(self.actors, shares, strict=False)]
+        orders = [
+            (module_id, state, self._references[module_id], share) for share in shared_out(chunks, len(self.actors))
+        ]
         parameters = list(policy.trainable.parameters())
-        for place, share in enumerate(shares):
-            for found in self._answer(place, asked[place], order, share):
-                for parameter, gradient in zip(parameters, found.gradients, strict=True):
+        found: list[Gradient]
+        for found in self.ask("differentiate", orders):
+            for piece in found:
+                for parameter, gradient in zip(parameters, piece.gradients, strict=True):
                     if gradient is not None:
                         parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad + gradient
-                yield found.parts
-
-    def _answer(self, place: int, asked: Any, order: tuple[Any, ...], share: Sequence[Chunk]) -> list[Gradient]:
-        import ray
-        from ray.exceptions import RayError, RayTaskError
-
-        losses = 0
-        while True:
-            try:
-                found: list[Gradient] = ray.get(asked)
-                return found
-            except RayTaskError:
-                raise  # a mistake in the program
-            except RayError as error:  # it died, was killed for memory, or its node is gone
-                losses += 1
-                self._replace(place, losses, in_one_line(error))
-                asked = self.actors[place].differentiate.remote(*order, share)
-
-    def _replace(self, place: int, losses: int, why: str) -> None:
-        """Starts a lost learner again."""
-        import ray
-
-        self.restarts += 1
-        most = self._settings.max_num_learner_restarts
-        if losses >= restarts.MOST_IN_A_ROW:
-            raise RunError(
-                f"a learner was lost {losses} times in a row without an answer ({why}); see whether its node has the "
-                "memory that the policy needs, then resume"
-            )
-        if self.restarts > most:
-            raise RunError(
-                f"learners were lost {self.restarts} times (ray.max_num_learner_restarts is {most}); look for the "
-                "cause in Ray's logs, then resume"
-            )
-        logger.warning("a learner was lost and is started again: %s", why)
-        time.sleep(restarts.pause_before(losses))
-        self.actors[place] = self._start()
-        up, _ = ray.wait([self.actors[place].__ray_ready__.remote()], timeout=restarts.COMES_UP_S)
-        if not up:
-            raise RunError(
-                f"a learner did not come back within {restarts.COMES_UP_S:.0f} s; see whether the cluster still has "
-                "the CPUs that ray.num_learners needs, then resume"
-            )
-
-    def close(self) -> None:
-        """Ends the learners' processes."""
-        import ray
-
-        for actor in self.actors:
-            ray.kill(actor)
+                yield piece.parts

@@ -11,7 +11,7 @@ from rlprompt.algorithms.trl.common import Adam, Recorder, arguments, begin, che
 from rlprompt.algorithms.trl.model import PolicyModel
 from rlprompt.algorithms.trl.order import Order
 from rlprompt.algorithms.trl.preference_data import check_data
-from rlprompt.algorithms.trl.rollout import Rollout
+from rlprompt.algorithms.trl.rollout import Rollout, opened
 from rlprompt.config import RunConfig
 from rlprompt.types import Json, RunContext
 
@@ -69,9 +69,8 @@ def fit_file(
     check_dropout(run)
     data: Mapping[str, Any] = getattr(run, "data", None) or {}
     source, path = check_data(data, algorithm, sources)
-    rollout = Rollout(run)
     rows, last = config.algorithm.minibatch_size or config.env.num_envs, config.algorithm.iterations
-    with surroundings(run) as folder:
+    with opened(run) as rollout, surroundings(run) as folder:
         model = rollout.model()
         adam = Adam(dict(model.trainable.named_parameters()), config.algorithm, state)
         shared = arguments(config, folder, rollout.policy.device, rows=rows, steps=last - start)

@@ -9,8 +9,9 @@ Shapes: B rows, L length of a row (context and completion), C context, T complet
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,10 +19,14 @@ from torch import Tensor
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from rlprompt.algorithms.trl.token_scores import Rows, ScoredHere, TokenScores, cut, score, score_all
 from rlprompt.masks import NOT_WRITTEN, step_mask
 from rlprompt.policies import PromptPolicy
 from rlprompt.policies.sampling import FORBIDDEN
 from rlprompt.types import BoolArray
+
+if TYPE_CHECKING:
+    from rlprompt.algorithms.trl.remote_models import RemoteModels
 
 IGNORED = -100
 """The label of a position that is not scored, as everywhere in transformers."""
@@ -62,6 +67,8 @@ class PolicyModel(PreTrainedModel):  # type: ignore[no-untyped-call]  # untyped 
         self.reference = reference
         self.entropy_gradient = False
         """Whether `entropy` has a gradient; without one it costs no memory."""
+        self.learners: RemoteModels | None = None
+        """Processes that compute in the place of this one."""
         self._policy = [policy]  # in a list, so that torch does not register the frozen LM
         if not reference:
             self.trainable = policy.trainable
@@ -100,26 +107,20 @@ class PolicyModel(PreTrainedModel):  # type: ignore[no-untyped-call]  # untyped 
         scored = (labels != IGNORED) & (attention_mask != 0)
         rows, columns = scored.nonzero(as_tuple=True)
         context = packed(input_ids, (attention_mask != 0) & ~scored)
-        tokens = packed(input_ids, scored)
-        places = (tokens != NOT_WRITTEN).nonzero(as_tuple=True)
-        logp = self._log_softmax(context, tokens)[places]  # (scored tokens, V)
-        chosen = tokens[places]
+        found = self.token_scores(context, packed(input_ids, scored))
         shape = (len(input_ids), input_ids.shape[1] - 1)
         where = (rows, columns - 1)
 
         def spread(values: Tensor) -> Tensor:
             return values.new_zeros(shape).index_put(where, values)
 
-        log_probs = logp.gather(1, chosen[:, None]).squeeze(1)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.entropy_gradient):
-            entropy = -(logp.exp() * logp.masked_fill(logp == FORBIDDEN, 0.0)).sum(dim=-1)
         return SimpleNamespace(
-            log_probs=spread(log_probs),
-            entropy=spread(entropy),
-            is_top1=spread((logp.argmax(dim=-1) == chosen).to(logp.dtype)).bool(),
-            mean_logits=spread(torch.zeros_like(log_probs)),  # TRL's DPO notes it, and nobody reads it
+            log_probs=spread(found.log_probs),
+            entropy=spread(found.entropy),
+            is_top1=spread(found.is_top1),
+            mean_logits=spread(torch.zeros_like(found.log_probs)),  # TRL's DPO notes it, and nobody reads it
             label_mask=scored[:, 1:],
-            loss=-log_probs.sum() / max(len(chosen), 1),
+            loss=-found.log_probs.sum() / max(len(rows), 1),
             aux_loss=None,
         )
 
@@ -130,11 +131,24 @@ class PolicyModel(PreTrainedModel):  # type: ignore[no-untyped-call]  # untyped 
     @torch.no_grad()
     def prompt_logp(self, context: Tensor, tokens: Tensor) -> Tensor:
         """Returns the log-probability of whole prompts, (B,); context (B, C) and tokens (B, T), -1 behind the end."""
-        written = tokens != NOT_WRITTEN
-        logp = self._log_softmax(context, tokens).gather(2, tokens.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-        return logp.masked_fill(~written, 0.0).sum(dim=1)
+        found = self.token_scores(context, tokens).log_probs
+        return found.new_zeros(tokens.shape).masked_scatter(tokens != NOT_WRITTEN, found).sum(dim=1)
 
-    def _log_softmax(self, context: Tensor, tokens: Tensor) -> Tensor:
+    def token_scores(self, context: Tensor, tokens: Tensor) -> TokenScores:
+        """Scores the written tokens (B, T), -1 behind the end, after their contexts (B, C), row by row."""
+        parameters = [] if self.reference else list(self.trainable.parameters())
+        gradient = bool(parameters) and torch.is_grad_enabled()
+        chunks = cut(context, tokens, self.policy.vocabulary_size, gradient=gradient)
+        return score_all(self if self.learners is None else self.learners.scorer(self), chunks, parameters)
+
+    def start(self, chunks: Sequence[Rows], *, gradient: bool) -> ScoredHere:
+        """Scores chunks here; with `gradient` they can be differentiated afterwards."""
+        with torch.set_grad_enabled(gradient):
+            found = [score(rows, self.log_softmax, entropy_gradient=self.entropy_gradient) for rows in chunks]
+        return ScoredHere(found, list(self.trainable.parameters()) if gradient else [])
+
+    def log_softmax(self, context: Tensor, tokens: Tensor) -> Tensor:
+        """Returns the log-probabilities of all tokens in each place (B, T, V), under the masks."""
         if self.reference:
             with torch.no_grad():
                 logits = self.policy.reference_logits(context, tokens)

@@ -23,7 +23,7 @@ from rlprompt.algorithms.trl.common import (
     surroundings,
 )
 from rlprompt.algorithms.trl.model import TokenizerView
-from rlprompt.algorithms.trl.rollout import Rollout
+from rlprompt.algorithms.trl.rollout import Rollout, opened
 from rlprompt.config import AlgorithmConfig, RunConfig
 from rlprompt.errors import ConfigError
 from rlprompt.types import FloatArray, Json, RunContext, Scores
@@ -233,11 +233,9 @@ def train(run: RunContext, make: Make) -> None:
     if begun is None:
         return
     start, state = begun
-    rollout = Rollout(run)
     steps = config.algorithm.iterations - start
     rows = config.env.num_envs
-    groups = rows // rollout.group_size
-    with surroundings(run) as folder:
+    with opened(run) as rollout, surroundings(run) as folder:
         model = rollout.model()
         adam = Adam(dict(model.trainable.named_parameters()), config.algorithm, state)
         shared = arguments(config, folder, rollout.policy.device, rows=rows, steps=steps) | {
@@ -253,7 +251,7 @@ def train(run: RunContext, make: Make) -> None:
             "model": model,
             "reward_funcs": [_reward(rollout, lambda: trainer.iteration)],
             # TRL counts rows to know when to stop; what the policy reads is decided by `Rollout`.
-            "train_dataset": Dataset.from_dict({"prompt": [""] * (groups * steps)}),
+            "train_dataset": Dataset.from_dict({"prompt": [""] * (rows // rollout.group_size * steps)}),
             "processing_class": TokenizerView(rollout.policy.tokenizer),
             "optimizers": (adam.optimizer, adam.scheduler),
         }

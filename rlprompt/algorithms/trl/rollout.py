@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from rlprompt.algorithms.learner_processes import check_learners, join_ray
 from rlprompt.algorithms.trl.model import PolicyModel
+from rlprompt.algorithms.trl.remote_models import RemoteModels
 from rlprompt.config import RunConfig
 from rlprompt.envs.contexts import MetaContexts, MetaSettings, PlainContext, context_limit, reference_text
 from rlprompt.envs.keywords import KeywordReward
@@ -17,7 +20,7 @@ from rlprompt.masks import NOT_WRITTEN, decode, static_mask
 from rlprompt.policies import PromptPolicy
 from rlprompt.policies.sampling import write_prompts
 from rlprompt.seeding import generator
-from rlprompt.types import Example, FloatArray, IntArray, RunContext, Scores
+from rlprompt.types import Example, FloatArray, IntArray, Json, RunContext, Scores
 
 WRITTEN_AT_ONCE = 64
 """Prompts that are written side by side; what is kept of the tokens read so far bounds the memory."""
@@ -62,6 +65,8 @@ class Rollout:
         """Weight of log(policy / reference) of a whole prompt in the reward that TRL gets; 0 where TRL adds the KL."""
         self.kl: float | None = None
         """KL(policy || reference) of the newest prompts in nats per prompt, where it is measured here."""
+        self.learners: RemoteModels | None = None
+        """Processes that compute gradients, where the run has some; see `opened`."""
 
     @property
     def group_size(self) -> int:
@@ -71,13 +76,13 @@ class Rollout:
 
     def model(self, *, reference: bool = False) -> PolicyModel:
         """Returns the policy (or its reference) as TRL sees it, under the masks of the env."""
-        return PolicyModel(
-            self.policy,
-            allowed=self.allowed,
-            eos_id=self.eos_id,
-            no_repeat=self.config.env.mask.no_repeat,
-            reference=reference,
-        )
+        model = PolicyModel(self.policy, **self.masks(), reference=reference)
+        model.learners = self.learners
+        return model
+
+    def masks(self) -> Json:
+        """Returns what may be written, as arguments of `PolicyModel`."""
+        return {"allowed": self.allowed, "eos_id": self.eos_id, "no_repeat": self.config.env.mask.no_repeat}
 
     def write(
         self, iteration: int, chosen: Sequence[tuple[int, Example | None]] | None = None
@@ -176,6 +181,25 @@ class Rollout:
         own, start = (self.model(reference=reference).prompt_logp(context, tokens) for reference in (False, True))
         ratio: FloatArray = (own - start).double().cpu().numpy()
         return ratio
+
+
+@contextmanager
+def opened(run: RunContext) -> Iterator[Rollout]:
+    """Gives the `Rollout` of a run, with learners where `ray.num_learners` asks for some; ends them afterwards.
+
+    Raises:
+        ConfigError: there is no work that learners could share, or no cluster.
+    """
+    rollout = Rollout(run)
+    check_learners(run.config, [rollout.policy])
+    if run.config.ray.num_learners:
+        code = join_ray(run)
+        rollout.learners = RemoteModels(run.config, rollout, run.scorer.spec.get("code", {}) if code is None else code)
+    try:
+        yield rollout
+    finally:
+        if rollout.learners is not None:
+            rollout.learners.close()
 
 
 def contexts_of(run: RunContext) -> PlainContext | MetaContexts:

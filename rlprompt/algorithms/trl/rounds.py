@@ -32,7 +32,7 @@ from rlprompt.algorithms.preference_rounds import (
 from rlprompt.algorithms.trl.common import Adam, begin, check_dropout, check_groups, surroundings
 from rlprompt.algorithms.trl.dpo import text_logps
 from rlprompt.algorithms.trl.model import PolicyModel
-from rlprompt.algorithms.trl.rollout import Rollout
+from rlprompt.algorithms.trl.rollout import Rollout, opened
 from rlprompt.config import RunConfig
 from rlprompt.envs.contexts import MetaContexts
 from rlprompt.errors import CheckpointError, ConfigError, did_you_mean
@@ -121,8 +121,7 @@ def play(run: RunContext, make: Callable[[Parts], Learner]) -> None:
     if begun is None:
         return
     start, state = begun
-    with surroundings(run) as folder:
-        rollout = Rollout(run)
+    with opened(run) as rollout, surroundings(run) as folder:
         model = rollout.model()
         adam = Adam(dict(model.trainable.named_parameters()), config.algorithm, state)
         rounds = Rounds(rollout, model)

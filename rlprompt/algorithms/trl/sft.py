@@ -27,7 +27,7 @@ from rlprompt.algorithms.trl.common import (
 from rlprompt.algorithms.trl.model import IGNORED, PolicyModel, TokenizerView, pad_id
 from rlprompt.algorithms.trl.order import Order, OrderedTrainer
 from rlprompt.algorithms.trl.pairs import Pair, load_pairs, write_pairs
-from rlprompt.algorithms.trl.rollout import Rollout
+from rlprompt.algorithms.trl.rollout import Rollout, opened
 from rlprompt.config import RunConfig
 from rlprompt.errors import ConfigError
 from rlprompt.types import Json, RunContext
@@ -67,11 +67,10 @@ def fit(run: RunContext) -> None:
             "sft has no pairs; make it a stage with stages: [{name: sft, algorithm: ..., data: ...}], or give data: "
             "beside algorithm:"
         )
-    rollout = Rollout(run)
-    pairs = writable(load_pairs(run, data), rollout)
-    write_pairs(run.folder / "stages" / run.name / "pairs.jsonl", pairs)  # type: ignore[attr-defined]  # a stage
     rows, last = config.algorithm.minibatch_size or config.env.num_envs, config.algorithm.iterations
-    with surroundings(run) as folder:
+    with opened(run) as rollout, surroundings(run) as folder:
+        pairs = writable(load_pairs(run, data), rollout)
+        write_pairs(run.folder / "stages" / run.name / "pairs.jsonl", pairs)  # type: ignore[attr-defined]  # a stage
         model = rollout.model()
         adam = Adam(dict(model.trainable.named_parameters()), config.algorithm, state)
         shared = arguments(config, folder, rollout.policy.device, rows=rows, steps=last - start)

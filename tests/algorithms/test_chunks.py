@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from rlprompt.algorithms.rllib import chunks
-from rlprompt.algorithms.rllib.chunks import row_chunks
+from rlprompt.algorithms import chunks
+from rlprompt.algorithms.chunks import row_chunks
 
 
 def prompts(*lengths: int, width: int = 4) -> torch.Tensor:
