@@ -231,6 +231,22 @@ def policy_folder(path: Path) -> Path:
     raise ConfigError(f"no policy at {path}: neither {DESCRIPTION} nor best/{DESCRIPTION}; check the path")
 
 
+def saved_files(folder: Path) -> list[Path]:
+    """Returns the files of a saved policy or team, by their place in its folder, with `policy.json` first.
+
+    Raises:
+        CheckpointError: one is missing, truncated or altered.
+    """
+    description = _read_description(folder / DESCRIPTION)
+    found = [Path(DESCRIPTION)]
+    if description["kind"] == TEAM:
+        for member in sorted(file.parent for file in folder.glob(f"members/*/{DESCRIPTION}")):
+            found += [member.relative_to(folder) / file for file in saved_files(member)]
+        return found
+    _check_files(folder, description["files"])
+    return found + [Path(name) for name in description["files"]]
+
+
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "kind": str,
     "kwargs": dict,
@@ -278,22 +294,27 @@ def _read_files(folder: Path, files: dict[str, Any]) -> dict[str, dict[str, Any]
     import safetensors.torch
 
     tensors: dict[str, dict[str, Any]] = {}
-    for name, sha256 in files.items():
-        if Path(name).name != name:
-            raise CheckpointError(f"{folder / DESCRIPTION}: '{name[:80]}' is no file name")
+    _check_files(folder, files)
+    for name in files:
         file = folder / name
-        try:
-            found = _sha256(file)
-        except OSError as error:
-            raise CheckpointError(f"the policy's weights cannot be read: {_one_line(error)}") from error
-        if found != sha256:
-            raise CheckpointError(f"{file} is truncated or altered: its checksum is not that of {DESCRIPTION}")
         if file.suffix == ".safetensors":
             try:
                 tensors[name] = safetensors.torch.load_file(file)
             except safetensors.SafetensorError as error:
                 raise CheckpointError(f"{file} is not a safetensors file: {_one_line(error)}") from error
     return tensors
+
+
+def _check_files(folder: Path, files: dict[str, Any]) -> None:
+    for name, sha256 in files.items():
+        if Path(name).name != name:
+            raise CheckpointError(f"{folder / DESCRIPTION}: '{name[:80]}' is no file name")
+        try:
+            found = _sha256(folder / name)
+        except OSError as error:
+            raise CheckpointError(f"the policy's weights cannot be read: {_one_line(error)}") from error
+        if found != sha256:
+            raise CheckpointError(f"{folder / name} is truncated or altered: its checksum is not that of {DESCRIPTION}")
 
 
 def _as_json(description: Json) -> str:

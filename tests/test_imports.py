@@ -24,6 +24,7 @@ FLOOR = {
     "shipping": 0,
     "ray_session": 0,
     "restarts": 0,
+    "listening": 0,
     "config": 0,
     "overrides": 0,
     "sections": 0,

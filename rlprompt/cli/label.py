@@ -146,7 +146,8 @@ def _serve(
     browse: bool,
 ) -> int:
     try:
-        from rlprompt.labelling.server import listening, serve
+        from rlprompt.labelling.server import serve
+        from rlprompt.listening import listening
     except ImportError as error:
         raise ConfigError(
             f"rlprompt label needs FastAPI and uvicorn ({error}); install them with pip install 'rlprompt[label]'"

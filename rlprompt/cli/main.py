@@ -18,6 +18,7 @@ from rlprompt.cli import (
     check,
     doctor,
     evaluate,
+    export,
     init,
     judge_report,
     label,
@@ -25,6 +26,7 @@ from rlprompt.cli import (
     pairs,
     rescore,
     rewrite,
+    serve,
     sweep,
     train,
     train_reward,
@@ -48,6 +50,8 @@ app.command("train")(train.train)
 app.command("sweep")(sweep.sweep)
 app.command("eval")(evaluate.evaluate)
 app.command("rewrite")(rewrite.rewrite)
+app.command("export")(export.export)
+app.command("serve")(serve.serve)
 app.command("pairs")(pairs.pairs)
 app.command("rescore")(rescore.rescore)
 app.command("label")(label.label)

@@ -12,6 +12,7 @@ from rlprompt.runs.candidates import candidates_of
 from rlprompt.scoring import build_scorer
 from rlprompt.search.random import greedy_prompts
 from rlprompt.serving import Rewriter
+from rlprompt.serving.export import export_policy
 
 LORA = {"lora": {"r": 2, "targets": ["c_attn"]}}
 
@@ -100,3 +101,10 @@ def test_pairs_of_what_a_team_wrote_are_for_what_its_first_agent_read(folder: Pa
     assert len(found) == 16
     assert all(candidate.input.startswith("item ") for candidate in found)
     assert all(candidate.context == f"w01 {candidate.input}" for candidate in found)
+
+
+@pytest.mark.ray
+def test_a_team_is_exported_with_its_members(folder: Path, tmp_path: Path) -> None:
+    files = export_policy(folder, tmp_path / "mine")
+    assert Path("members/who/policy.json") in files
+    assert Rewriter.load(tmp_path / "mine").rewrite("item 3") == Rewriter.load(folder).rewrite("item 3")

@@ -1,0 +1,1 @@
+"""The HTTP server that rewrites requests on their way to an LLM."""
