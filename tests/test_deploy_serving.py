@@ -31,15 +31,16 @@ REQUIRED = [
 ]
 KEY = "a-key-of-sixteen-characters"
 BLOCKER = """
-import sys
+from importlib.machinery import PathFinder
 
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {blocked!r}:
-            raise ModuleNotFoundError(name + " is not in requirements-serve.txt", name=name)
+found = PathFinder.find_spec
 
-sys.meta_path.insert(0, Blocker())
+def find_spec(name, path=None, target=None):
+    return None if name.partition(".")[0] in {blocked!r} else found(name, path, target)
+
+PathFinder.find_spec = find_spec
 """
+"""Blocked modules are not found, as if they were not installed."""
 
 
 def installed_with(names: list[str]) -> set[str]:
