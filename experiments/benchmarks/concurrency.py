@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -24,6 +21,7 @@ from rich.console import Console
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from experiments.report import machine, publish, write_json
+from experiments.serving import server_in
 from rlprompt.runs.journal import AnswerJournal
 from rlprompt.targets.ledger import Ledger
 from rlprompt.targets.openai import OpenAITarget
@@ -34,19 +32,6 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results" / "concurrency"
 ROUNDS = 8
 """Calls a measurement makes, as multiples of the concurrency; at least 24 in all."""
-
-
-@contextmanager
-def server(latency: float) -> Iterator[str]:
-    """Starts the server in a process of its own; yields its base URL."""
-    command = [sys.executable, str(HERE / "latency_server.py"), str(latency)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        if process.stdout is None:
-            raise RuntimeError("the server has no output")
-        try:
-            yield f"http://127.0.0.1:{process.stdout.readline().strip()}/v1"
-        finally:
-            process.terminate()
 
 
 def requests(count: int, start: int) -> list[TargetRequest]:
@@ -114,7 +99,10 @@ def main() -> int:
 
     def make(console: Console) -> tuple[str, str] | None:
         found = []
-        with server(options.latency) as url, tempfile.TemporaryDirectory() as folder:
+        with (
+            server_in(HERE / "latency_server.py", str(options.latency)) as url,
+            tempfile.TemporaryDirectory() as folder,
+        ):
             for concurrency in options.concurrency:
                 journal = Path(folder) if options.journal else None
                 row = measure(url, concurrency, options.latency, options.repeats, journal)

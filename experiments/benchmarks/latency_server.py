@@ -1,6 +1,6 @@
 """A server with a fixed latency and next to no work of its own, so that what is measured is the client.
 
-Run by concurrency.py as a process of its own; prints its port. Usage: latency_server.py SECONDS
+Run by concurrency.py and proxy.py as a process of its own; prints its port. Usage: latency_server.py SECONDS
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Callable
 
 ANSWER = json.dumps(
     {
@@ -19,8 +20,13 @@ ANSWER = json.dumps(
 REPLY = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(ANSWER) + ANSWER
 
 
-async def serve(seconds: float) -> None:
-    """Answers every request with the same text, so many seconds after its last byte."""
+async def serve(reply: Callable[[bytes], bytes], seconds: float = 0.0) -> None:
+    """Answers every request so many seconds after its last byte; prints the port.
+
+    Args:
+        reply: from a request's body to the whole answer of HTTP.
+        seconds: of waiting.
+    """
 
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -28,9 +34,9 @@ async def serve(seconds: float) -> None:
                 head = await reader.readuntil(b"\r\n\r\n")
                 lines = head.lower().split(b"\r\n")
                 length = next((int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length:")), 0)
-                await reader.readexactly(length)
+                body = await reader.readexactly(length)
                 await asyncio.sleep(seconds)
-                writer.write(REPLY)
+                writer.write(reply(body))
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
@@ -43,4 +49,4 @@ async def serve(seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(float(sys.argv[1])))
+    asyncio.run(serve(lambda body: REPLY, float(sys.argv[1])))

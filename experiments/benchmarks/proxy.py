@@ -11,13 +11,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import aiohttp
@@ -27,39 +22,17 @@ from rich.console import Console
 # The checkout replaces this script's folder on the path.
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from experiments.benchmarks.concurrency import server
 from experiments.report import machine, publish, write_json
-from rlprompt.config import PolicyConfig
-from rlprompt.policies import build_policy
+from experiments.serving import server_in, serving
 from rlprompt.served import Served
 from rlprompt.types import Json
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results" / "proxy"
 WARM_S = 2.0
+PERCENTILES = (50, 95, 99)
 AIM_MS = {50: 2.0, 99: 8.0}
 NAMES = {"direct": "direct", "opt-out": "through the proxy, as it is", "rewritten": "through the proxy, rewritten"}
-
-
-@contextmanager
-def proxy(upstream: str) -> Iterator[str]:
-    """Serves a run with one fixed prompt; yields the base URL."""
-    environment = {name: value for name, value in os.environ.items() if not name.endswith("API_KEY")}
-    with tempfile.TemporaryDirectory() as folder:
-        policy = build_policy(PolicyConfig(kind="categorical", model="planted-50"), prompt_length=3, seed=0)
-        served = Served(mode="task", template="Answer briefly. {prompt} {input}", prompt="w01 w02")
-        policy.save(Path(folder) / "best", served.model_dump(mode="json"))
-        command = [sys.executable, "-m", "rlprompt", "serve", folder, "--upstream", upstream, "--port", "0"]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
-            if process.stderr is None:
-                raise RuntimeError("the proxy has no output")
-            for line in process.stderr:
-                if " at http" in line:
-                    yield line.split(" at ")[1].split(" ")[0]
-                    break
-            else:
-                raise RuntimeError("the proxy did not start")
-            process.terminate()
 
 
 async def measure(session: aiohttp.ClientSession, url: str, kind: str, rate: float, seconds: float) -> list[float]:
@@ -96,18 +69,24 @@ async def rounds(urls: dict[str, str], rate: float, seconds: float, times: int) 
     return found
 
 
-def table(found: dict[str, list[float]], rate: float) -> str:
+def summary(times: list[float]) -> Json:
+    """Returns the number of requests and percentiles of their times in ms."""
+    values = np.percentile(np.array(times) * 1000, PERCENTILES)
+    return {
+        "requests": len(times),
+        **{f"p{q}": round(float(value), 3) for q, value in zip(PERCENTILES, values, strict=True)},
+    }
+
+
+def table(found: Json, rate: float) -> str:
     """Returns the Markdown table."""
-    percentiles = (50, 95, 99)
-    values = {kind: np.percentile(np.array(times) * 1000, percentiles) for kind, times in found.items()}
     lines = [
         f"| {rate:g} requests a second | requests | p50, ms | p95, ms | p99, ms | added p50 | added p99 |",
         "|---" * 7 + "|",
     ]
-    for kind, row in values.items():
-        added = row - values["direct"]
-        more = ["", ""] if kind == "direct" else [f"{added[0]:.2f}", f"{added[2]:.2f}"]
-        entries = [NAMES[kind], str(len(found[kind])), *(f"{value:.2f}" for value in row), *more]
+    for kind, row in found.items():
+        added = ["" if kind == "direct" else f"{row[q] - found['direct'][q]:.2f}" for q in ("p50", "p99")]
+        entries = [NAMES[kind], str(row["requests"]), *(f"{row[f'p{q}']:.2f}" for q in PERCENTILES), *added]
         lines.append(f"| {' | '.join(entries)} |")
     lines += ["", f"Aim: at most {AIM_MS[50]:g} ms at p50 and {AIM_MS[99]:g} ms at p99; {machine()}."]
     return "\n".join(lines)
@@ -124,12 +103,13 @@ def main() -> int:
     options = parser.parse_args()
 
     def make(console: Console) -> tuple[str, str] | None:
-        with server(0.0) as upstream, proxy(upstream) as proxied:
-            urls = {"direct": upstream, "opt-out": proxied, "rewritten": proxied}
+        served = Served(mode="task", template="Answer briefly. {prompt} {input}", prompt="w01 w02")
+        with server_in(HERE / "latency_server.py", "0") as upstream, serving(upstream, served) as (address, _):
+            urls = {"direct": upstream, "opt-out": f"{address}/v1", "rewritten": f"{address}/v1"}
             found = asyncio.run(rounds(urls, options.rate, options.seconds, options.rounds))
-        written: Json = {kind: [round(1000 * value, 3) for value in times] for kind, times in found.items()}
-        write_json(options.results / f"{options.rate:g}.json", {"machine": machine(), "milliseconds": written})
-        return "proxy", table(found, options.rate)
+        written: Json = {kind: summary(times) for kind, times in found.items()}
+        write_json(options.results / f"{options.rate:g}.json", {"machine": machine(), **written})
+        return "proxy", table(written, options.rate)
 
     return publish(make, options.readme)
 

@@ -10,14 +10,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import aiohttp
@@ -27,6 +23,7 @@ from rich.console import Console
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from experiments.report import machine, publish, write_json
+from experiments.serving import serving
 from rlprompt.config import PolicyConfig, TaskConfig
 from rlprompt.policies import build_policy
 from rlprompt.served import Served
@@ -36,40 +33,12 @@ from rlprompt.types import Json
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results" / "rewrite-throughput"
 TOKENS = 32
+NOBODY = "http://127.0.0.1:9/v1"
+"""The upstream, which is not asked."""
+SETTINGS = ("rewriting.deadline_s=600", "rewriting.hang_s=600", "rewriting.preserve=[]")
 AIM = 8.0
 MODEL = "smollm2-135m-instruct"
 META = "Rewriting the review to make it more understandable, just give me the rewritten review: {input}"
-
-
-@contextmanager
-def proxy() -> Iterator[str]:
-    """Serves an untrained rewriter that always writes all its tokens; yields the address."""
-    environment = {name: value for name, value in os.environ.items() if not name.endswith("API_KEY")}
-    with tempfile.TemporaryDirectory() as folder:
-        kwargs = {"lora": {"r": 8, "alpha": 16}}
-        policy = build_policy(PolicyConfig(kind="causal-lm", model=MODEL, kwargs=kwargs), prompt_length=TOKENS, seed=0)
-        served = Served(mode="instance", template="{prompt}", meta_prompt=META, max_context=1024)
-        policy.save(Path(folder) / "best", served.model_dump(mode="json"))
-        settings = ["rewriting.deadline_s=600", "rewriting.hang_s=600", "rewriting.preserve=[]"]
-        command = [
-            sys.executable,
-            "-m",
-            "rlprompt",
-            "serve",
-            folder,
-            "--upstream",
-            "http://127.0.0.1:9/v1",
-            "--port",
-            "0",
-        ]
-        with subprocess.Popen([*command, *settings], stderr=subprocess.PIPE, text=True, env=environment) as process:
-            if process.stderr is None:
-                raise RuntimeError("the proxy has no output")
-            line = next((line for line in process.stderr if " at http" in line), None)
-            if line is None:
-                raise RuntimeError("the proxy did not start")
-            yield line.split(" at ")[1].split("/v1")[0]
-            process.terminate()
 
 
 async def measure(address: str, texts: Sequence[str], clients: int) -> float:
@@ -104,7 +73,10 @@ def main() -> int:
         task = task_from_config(TaskConfig(name="rotten-tomatoes", shots=None, test_limit=None))
         texts = [example.input for example in task.train]
         rates: dict[int, list[float]] = {1: [], options.clients: []}
-        with proxy() as address:
+        kwargs = {"lora": {"r": 8, "alpha": 16}}
+        policy = build_policy(PolicyConfig(kind="causal-lm", model=MODEL, kwargs=kwargs), prompt_length=TOKENS, seed=0)
+        served = Served(mode="instance", template="{prompt}", meta_prompt=META, max_context=1024)  # all its tokens
+        with serving(NOBODY, served, policy, *SETTINGS) as (address, _):
             asyncio.run(measure(address, [texts.pop() for _ in range(4)], 4))  # warm
             for _ in range(options.rounds):
                 for clients, count in ((1, options.single), (options.clients, options.many)):

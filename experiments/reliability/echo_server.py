@@ -8,6 +8,12 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from pathlib import Path
+
+# The checkout replaces this script's folder on the path.
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from experiments.benchmarks.latency_server import serve
 
 PIECES = 4
 
@@ -31,26 +37,11 @@ def answer(text: str, *, stream: bool) -> bytes:
     )
 
 
-async def serve() -> None:
-    """Answers until it is ended."""
-
-    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).lower().split(b"\r\n")
-                length = next(int(line.split(b":")[1]) for line in head if line.startswith(b"content-length:"))
-                body = json.loads(await reader.readexactly(length))
-                writer.write(answer(body["messages"][-1]["content"], stream=bool(body.get("stream"))))
-                await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            writer.close()
-
-    server = await asyncio.start_server(connection, "127.0.0.1", 0, backlog=1024)
-    sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
-    sys.stdout.flush()
-    async with server:
-        await server.serve_forever()
+def echo(raw: bytes) -> bytes:
+    """Returns the reply to a request's body."""
+    body = json.loads(raw)
+    return answer(body["messages"][-1]["content"], stream=bool(body.get("stream")))
 
 
 if __name__ == "__main__":
-    asyncio.run(serve())
+    asyncio.run(serve(echo))

@@ -16,13 +16,9 @@ import os
 import random
 import re
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import aiohttp
@@ -33,9 +29,8 @@ from rich.console import Console
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from experiments.report import machine, publish, write_json
-from rlprompt.config import PolicyConfig
+from experiments.serving import server_in, serving
 from rlprompt.errors import RunError
-from rlprompt.policies import build_policy
 from rlprompt.served import Served
 from rlprompt.types import Json
 
@@ -47,38 +42,6 @@ SETTLED = 0.2
 """Share of the time after which memory must have stopped growing."""
 MOST_MIB_AN_HOUR, MOST_FILES_AN_HOUR = 20.0, 20.0
 CANARY = re.compile(r"canary-\d+-end")
-
-
-@contextmanager
-def upstream() -> Iterator[str]:
-    """Starts the echo in a process of its own; yields its base URL."""
-    with subprocess.Popen([sys.executable, str(HERE / "echo_server.py")], stdout=subprocess.PIPE, text=True) as process:
-        if process.stdout is None:
-            raise RuntimeError("the upstream has no output")
-        yield f"http://127.0.0.1:{process.stdout.readline().strip()}/v1"
-        process.terminate()
-
-
-@contextmanager
-def proxy(address: str) -> Iterator[tuple[str, int]]:
-    """Serves a run with one fixed prompt; yields the base URL and the number of the server's process."""
-    kept = {name: value for name, value in os.environ.items() if not name.endswith("API_KEY")}
-    with tempfile.TemporaryDirectory() as folder:
-        policy = build_policy(PolicyConfig(kind="categorical", model="planted-50"), prompt_length=3, seed=0)
-        served = Served(mode="task", template="{prompt} {input}", prompt="Be brief.")
-        policy.save(Path(folder) / "best", served.model_dump(mode="json"))
-        command = [sys.executable, "-m", "rlprompt", "serve", folder, "--upstream", address, "--port", "0"]
-        environment = {**kept, "RLPROMPT_API_KEY": ",".join(TENANTS)}
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
-            if process.stderr is None:
-                raise RuntimeError("the proxy has no output")
-            line = next((line for line in process.stderr if " at http" in line), None)
-            if line is None:
-                raise RuntimeError("the proxy did not start")
-            # What it says later must be read, or it would wait for a reader.
-            subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)
-            yield line.split(" at ")[1].split(" ")[0], process.pid
-            process.terminate()
 
 
 class Soak:
@@ -222,9 +185,13 @@ def main() -> int:
     options = parser.parse_args()
 
     def make(console: Console) -> tuple[str, str] | None:
-        with upstream() as address, proxy(address) as (url, server):
+        served = Served(mode="task", template="{prompt} {input}", prompt="Be brief.")
+        with (
+            server_in(HERE / "echo_server.py") as upstream,
+            serving(upstream, served, keys=",".join(TENANTS)) as (address, server),
+        ):
             soak = Soak(
-                url,
+                f"{address}/v1",
                 server,
                 rate=options.rate,
                 seconds=60 * options.minutes,

@@ -31,7 +31,7 @@ class Worker:
         out: where the answers go.
         max_batch: most texts that are written for at once.
         columns: values of the template's other fields.
-        similarity: least cosine similarity of text and rewrite; None does not compare them.
+        compares: whether answers tell the cosine similarity of text and rewrite.
     """
 
     def __init__(
@@ -41,13 +41,12 @@ class Worker:
         *,
         max_batch: int,
         columns: Json,
-        similarity: float | None = None,
+        compares: bool = False,
     ) -> None:
         self._rewriter, self._out, self._max_batch, self._columns = rewriter, out, max_batch, columns
         self._waiting: queue.Queue[Json | None] = queue.Queue()
-        self._similarity = similarity
         self._encoder: Any = None
-        if similarity is not None:
+        if compares:
             from rlprompt.rewards.encoder import DEFAULT_ENCODER, Encoder
 
             self._encoder = Encoder(DEFAULT_ENCODER)
@@ -89,32 +88,29 @@ class Worker:
         return found
 
     def _answer(self, requests: Sequence[Json]) -> None:
-        started = time.monotonic()
         try:
             results = self._rewriter.results([request["text"] for request in requests], columns=self._columns)
+            similarities = [self._compared(result, of) for result, of in zip(results, requests, strict=True)]
         except Exception as error:  # one text must not end the process for all others
             reason = f"failed: {type(error).__name__}"
             for request in requests:
                 self._say({"id": request["id"], "failed": reason})
             return
-        seconds = time.monotonic() - started
-        for request, result in zip(requests, results, strict=True):
+        for request, result, similarity in zip(requests, results, similarities, strict=True):
             self._say(
                 {
                     "id": request["id"],
                     "text": result.text,
                     "rewritten": result.rewritten,
                     "reason": result.reason,
-                    "similarity": self._compared(request["text"], result),
-                    "seconds": seconds,
-                    "batch": len(requests),
+                    "similarity": similarity,
                 }
             )
 
-    def _compared(self, text: str, result: RewriteResult) -> float | None:
+    def _compared(self, result: RewriteResult, request: Json) -> float | None:
         if self._encoder is None or not result.rewritten:
             return None
-        one, other = self._encoder([text, result.text])
+        one, other = self._encoder([request["text"], result.text])
         return float(one @ other)
 
     def _say(self, answer: Json) -> None:
@@ -125,7 +121,7 @@ class Worker:
 def main() -> int:
     """Loads what the arguments name and answers until the input ends; returns the exit code."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("settings", help="JSON: run, model, device, columns, max_batch, similarity, meta_prompt")
+    parser.add_argument("settings", help="JSON: run, model, device, columns, max_batch, compares, meta_prompt")
     settings = json.loads(parser.parse_args().settings)
     # What a library prints would be taken for an answer.
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
@@ -147,12 +143,15 @@ def main() -> int:
             out,
             max_batch=settings["max_batch"],
             columns=settings["columns"],
-            similarity=settings["similarity"],
+            compares=settings["compares"],
         )
     except RLPromptError as error:
         say({"error": str(error)})
         return 2
-    say({"ready": True, "mode": rewriter.mode})
+    except ImportError as error:
+        say({"error": f"the rewriter needs a package that is not here: {error}; install it"})
+        return 2
+    say({"ready": True})
     worker.run(sys.stdin)
     return 0
 

@@ -29,7 +29,6 @@ class FakeRewriter:
         self.asked: list[str] = []
         self.version = self.restarts = self.waiting = 0
         self.is_ready = True
-        self.about = {"ready": True}
         self.delay_s = 0.0
 
     async def ask(self, text: str, seconds: float) -> dict[str, Any]:
@@ -45,7 +44,7 @@ class FakeRewriter:
             raise found
         if isinstance(found, dict):
             return found
-        return {"text": found, "rewritten": True, "reason": None, "similarity": None, "seconds": 0.0, "batch": 1}
+        return {"text": found, "rewritten": True, "reason": None, "similarity": None}
 
     async def start(self) -> None:
         """Nothing is started."""

@@ -138,7 +138,9 @@ class PolicyModel(PreTrainedModel):  # type: ignore[no-untyped-call]  # untyped 
         """Scores the written tokens (B, T), -1 behind the end, after their contexts (B, C), row by row."""
         parameters = [] if self.reference else list(self.trainable.parameters())
         gradient = bool(parameters) and torch.is_grad_enabled()
-        chunks = cut(context, tokens, self.policy.vocabulary_size, gradient=gradient)
+        chunks = [Rows(context, tokens)]
+        if self.device.type == "cpu":  # a GPU is as fast as its batches are large, and has no learners beside it
+            chunks = cut(context, tokens, self.policy.vocabulary_size, gradient=gradient)
         return score_all(self if self.learners is None else self.learners.scorer(self), chunks, parameters)
 
     def start(self, chunks: Sequence[Rows], *, gradient: bool) -> ScoredHere:

@@ -37,7 +37,6 @@ class Recipe:
     masks: Json
     """Arguments of `PolicyModel`."""
     reference: dict[str, Tensor]
-    threads: int
 
 
 @dataclass(frozen=True)
@@ -60,10 +59,11 @@ class RemoteModel:
 
     Args:
         recipe: what it is built from.
+        threads: that it computes with.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
-        torch.set_num_threads(recipe.threads)  # OMP_NUM_THREADS of the node would otherwise go before ours
+    def __init__(self, recipe: Recipe, threads: int) -> None:
+        torch.set_num_threads(threads)  # OMP_NUM_THREADS of the node would otherwise go before ours
         search_path = recipe.code.get("search_path")
         policy = build_policy(
             PolicyConfig.model_validate(recipe.policy),
@@ -123,7 +123,6 @@ class RemoteModels(LearnerProcesses):
                 code=code,
                 masks=rollout.masks(),
                 reference=rollout.policy.reference_state(),
-                threads=max(int(config.ray.num_cpus_per_learner), 1),
             )
         )
         super().__init__(config.ray)
@@ -131,7 +130,8 @@ class RemoteModels(LearnerProcesses):
     def _start(self) -> Any:
         import ray
 
-        return ray.remote(RemoteModel).options(num_cpus=self.settings.num_cpus_per_learner).remote(self._recipe)
+        options = {"num_cpus": self.settings.num_cpus_per_learner}
+        return ray.remote(RemoteModel).options(**options).remote(self._recipe, self.threads)
 
     def scorer(self, model: PolicyModel) -> Scorer:
         """Returns who computes in the place of a model."""

@@ -164,9 +164,7 @@ class _Scores(torch.autograd.Function):
     def backward(ctx: Any, *outer: Any) -> tuple[Tensor | None, ...]:
         """Returns the gradient of each trained parameter."""
         log_probs, entropy = ([None] * len(ctx.sizes) if one is None else one.split(ctx.sizes) for one in outer[:2])
-        with torch.enable_grad():
-            found = ctx.scored.gradients(list(zip(log_probs, entropy, strict=True)))
-        return (None, None, *found)
+        return (None, None, *ctx.scored.gradients(list(zip(log_probs, entropy, strict=True))))
 
 
 def joined_scores(found: Sequence[TokenScores]) -> TokenScores:

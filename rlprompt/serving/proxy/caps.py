@@ -68,6 +68,9 @@ def check_request(values: Json, caps: Caps) -> None:
         given = values.get(name)
         if isinstance(given, (int, float)) and not isinstance(given, bool) and given > most:
             raise BodyError(f"'{name}' is {given}, at most {most} are allowed", name)
+    tools = values.get("tools")
+    if isinstance(tools, list) and not all(map(is_public, _addresses(tools))):  # some upstreams ask them
+        raise BodyError("an address of a tool must be public (https, http or data)", "tools")
     for name in ("messages", "input"):
         listed = values.get(name)
         if isinstance(listed, list):

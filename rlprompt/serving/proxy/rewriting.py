@@ -30,10 +30,7 @@ class Rewrites(Protocol):
     """Who answers; see `rlprompt.serving.proxy.supervisor.Supervisor`."""
 
     version: int
-
-    @property
-    def about(self) -> Json:
-        """What the rewriter said when it was ready."""
+    """Counts the policies, so that rewrites of an older one are not remembered for a newer one."""
 
     async def ask(self, text: str, seconds: float) -> Json:
         """Returns the rewriter's answer, or raises RewriterError."""
@@ -99,10 +96,6 @@ class Rewriting:
         if arm == "shadow" and outcome.header == "1":
             return Outcome("0", text, "shadow", seconds, arm, outcome.cached)
         return Outcome(outcome.header, outcome.text, outcome.reason, seconds, arm, outcome.cached)
-
-    def forget(self) -> None:
-        """Empties the memory of answers."""
-        self._cache.clear()
 
     def _arm(self, text: str) -> str:
         if self._experiment.mode == "shadow":

@@ -43,7 +43,7 @@ def new_server(run: str, settings: ServeSettings) -> Server:
         meta_prompt=rewriting.meta_prompt,
         columns=rewriting.columns,
         max_batch=rewriting.max_batch,
-        similarity=rewriting.min_similarity,
+        compares=rewriting.min_similarity is not None,
     )
     supervisor = Supervisor(worker, most_waiting=rewriting.max_waiting, hang_s=rewriting.hang_s)
     metrics = Metrics()
@@ -189,5 +189,4 @@ async def _swap(server: Server) -> None:
     except (RLPromptError, OSError) as error:
         logger.warning("the policy is not replaced: %s", error)
         return
-    server.rewriting.forget()
     logger.warning("another policy is served now")

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from typing import Any, cast
 
 from rlprompt import restarts
 from rlprompt.errors import ConfigError, RLPromptError
+from rlprompt.serving.proxy.guard import KEYS, UPSTREAM_KEYS
 from rlprompt.types import Json
 
 logger = logging.getLogger(__name__)
@@ -53,7 +55,8 @@ class WorkerSettings:
     columns: dict[str, str] = field(default_factory=dict)
     max_batch: int = 14
     """Texts that are written for at once. LMs in 16 bits write 14 in one batch."""
-    similarity: float | None = None
+    compares: bool = False
+    """Whether answers tell the similarity of text and rewrite."""
 
     def to_json(self) -> str:
         """Returns the argument of `rlprompt.serving.worker`."""
@@ -70,8 +73,6 @@ class RewriterProcess:
 
     def __init__(self, settings: WorkerSettings, gone: Callable[[RewriterProcess], None]) -> None:
         self.settings = settings
-        self.about: Json = {}
-        """What it said when it was ready."""
         self._gone = gone
         self._waiting: dict[int, asyncio.Future[Json]] = {}
         self._owed: set[int] = set()
@@ -113,6 +114,7 @@ class RewriterProcess:
             stdout=asyncio.subprocess.PIPE,
             limit=LINE_BYTES,
             start_new_session=True,  # a Ctrl-C in the terminal is for the server, which drains first
+            env={name: value for name, value in os.environ.items() if name not in (KEYS, *UPSTREAM_KEYS)},
         )
         answers = cast(asyncio.StreamReader, self._process.stdout)  # a pipe
         try:
@@ -122,10 +124,10 @@ class RewriterProcess:
             raise RewriterError("start: the rewriter is not loaded after a long time") from error
         if not line:
             raise RewriterError(f"start: the rewriter's process ended with {await self._process.wait()}")
-        self.about = json.loads(line)
-        if "error" in self.about:
+        said = json.loads(line)
+        if "error" in said:
             await self._process.wait()
-            raise ConfigError(self.about["error"])
+            raise ConfigError(said["error"])
         self._reader = asyncio.create_task(self._read(self._process, answers))
 
     async def ask(self, text: str, seconds: float) -> Json:
@@ -233,11 +235,6 @@ class Supervisor:
     def is_ready(self) -> bool:
         """Whether a rewriter is loaded."""
         return self._current is not None
-
-    @property
-    def about(self) -> Json:
-        """What the process said when it was ready."""
-        return {} if self._current is None else self._current.about
 
     @property
     def pid(self) -> int | None:

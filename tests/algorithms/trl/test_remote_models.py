@@ -68,7 +68,7 @@ def test_t5_copies_of_the_policy_change_nothing(case: str, tmp_path: Path, monke
 
     class Copies(RemoteModels):
         def _start(self) -> Any:
-            return RemoteModel(ray.get(self._recipe))
+            return RemoteModel(ray.get(self._recipe), self.threads)
 
         def ask(self, method: str, orders: Any) -> Iterator[Any]:
             for actor, (of, weights, *rest) in zip(self.actors, orders, strict=False):

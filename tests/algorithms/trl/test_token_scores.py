@@ -57,6 +57,25 @@ def test_the_gradient_through_chunks_is_that_of_the_whole_batch(monkeypatch: pyt
     assert compared > 2
 
 
+def test_on_a_gpu_a_batch_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    log_softmax = PolicyModel.log_softmax
+
+    def watching(self: PolicyModel, context: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(tokens))
+        return log_softmax(self, context, tokens)
+
+    monkeypatch.setattr(chunks, "TOKENS_WITH_GRADIENT", 8)
+    monkeypatch.setattr(PolicyModel, "log_softmax", watching)
+    model = make_model()
+    model.token_scores(CONTEXT, TOKENS)
+    assert len(sizes) > 2
+    sizes.clear()
+    monkeypatch.setattr(PolicyModel, "device", torch.device("cuda"))  # said, but computed here
+    model.token_scores(CONTEXT, TOKENS)
+    assert sizes == [5]
+
+
 def test_the_reference_and_what_is_asked_without_gradient_have_none() -> None:
     reference = make_model(reference=True).token_scores(CONTEXT, TOKENS)
     with torch.no_grad():

@@ -71,5 +71,13 @@ def test_s3_addresses_of_this_network_are_refused(url: str, public: bool) -> Non
         refused(values, "must be public")
 
 
+def test_s3_a_tool_that_the_upstream_would_ask_is_public() -> None:
+    tool = {"type": "mcp", "server_label": "a", "server_url": "http://169.254.169.254/"}
+    refused({"messages": [USER], "tools": [tool]}, "address of a tool must be public")
+    check_request({"messages": [USER], "tools": [{**tool, "server_url": "https://example.org/mcp"}]}, Caps())
+    schema = {"type": "object", "properties": {"url": {"type": "string"}, "image_url": {"type": "string"}}}
+    check_request({"tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}]}, Caps())
+
+
 def test_s3_a_model_is_a_name() -> None:
     refused({"model": "http://169.254.169.254/"}, "'model' must be a name")

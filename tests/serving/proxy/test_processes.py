@@ -141,6 +141,35 @@ def test_s8_another_policy_takes_over_without_a_lost_request(upstream: RawUpstre
     assert {json.loads(one.body)["messages"][0]["content"] for one in upstream.seen} == set(texts)
 
 
+def test_a_rewrite_that_is_too_far_from_its_text_is_not_sent(upstream: RawUpstream, save: Save) -> None:
+    run = save(template="{prompt}")
+    settings = WorkerSettings(run=str(run), compares=True)
+    found = []
+    for floor in (-1.0, 0.99):
+        supervisor = Supervisor(settings, most_waiting=10, hang_s=60)
+        rewriting = {"deadline_s": 30.0, "preserve": [], "min_similarity": floor}
+        with running_proxy(upstream.url, supervisor, rewriting=rewriting) as (address, _):
+            reply = post(address, "Why is the sky blue?")
+            found.append((reply.headers["x-rlprompt-rewritten"], reply.headers.get("x-rlprompt-reason")))
+    assert found == [("1", None), ("fallback", "similarity")]
+
+
+def test_the_rewriter_s_process_has_no_keys(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLPROMPT_UPSTREAM_API_KEY", "upstream-canary")
+    monkeypatch.setenv("RLPROMPT_API_KEY", "client-canary-of-many-characters")
+
+    async def check() -> bytes:
+        supervisor = Supervisor(WorkerSettings(run=str(saved)), most_waiting=2, hang_s=60)
+        await supervisor.start()
+        found = Path(f"/proc/{supervisor.pid}/environ").read_bytes()
+        await supervisor.close()
+        return found
+
+    found = asyncio.run(check())
+    assert b"PATH=" in found
+    assert b"canary" not in found
+
+
 def test_a_policy_that_cannot_be_loaded_leaves_the_old_one_in_place(saved: Path, tmp_path: Path) -> None:
     async def check() -> None:
         supervisor = Supervisor(WorkerSettings(run=str(saved)), most_waiting=2, hang_s=60)
